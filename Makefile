@@ -1,0 +1,54 @@
+# make help says what there is. PYTHON=python3 uses that interpreter and its packages instead of a .venv.
+DATASET ?= sample
+STAGES := $(sort $(foreach file,$(wildcard notebooks/*.ipynb),$(firstword $(subst _, ,$(notdir $(file))))))
+SETTINGS := DATA OUTPUT PHOTOGRAPHS DEVICE SEED TRACKER EPOCHS BATCH_SIZE WEIGHTS MODE
+
+ifdef PYTHON
+READY :=
+TEST_READY :=
+else
+PYTHON := .venv/bin/python
+READY := .venv/.ready
+TEST_READY := .venv/.ready_for_tests
+endif
+RUN = $(PYTHON) notebooks/run.py --dataset $(DATASET) --set $(foreach name,$(SETTINGS),$(if $($(name)),$(name)="$($(name))")) $(SET) --
+
+.PHONY: help run test lab outputs lint clean $(STAGES)
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## / - /'
+	@echo "1.4 - one stage, and before it whatever it needs; stages: $(STAGES)"
+	@echo "DATASET=celeba DATA=folder-with-celeba  $(filter-out DATA,$(SETTINGS))  SET=\"parameter=value ...\""
+
+.venv/.ready: requirements.txt
+	@echo "Setting up .venv (once, some minutes)"
+	@test -x .venv/bin/python || python3 -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/.ready_for_tests: .venv/.ready tests/requirements.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+run: $(READY)  ## the whole series on the embedded sample, or on DATASET=celeba DATA=...
+	@$(RUN) all
+
+$(STAGES): $(READY)
+	@$(RUN) $@
+
+outputs: $(READY)  ## run on the sample, then refresh the committed notebooks
+	@$(PYTHON) notebooks/run.py all --outputs
+
+test: $(TEST_READY)  ## the tests; FACES_TEST_DATA=folder adds those on real photographs
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m pytest -q tests
+
+lint: $(TEST_READY)  ## mend the style of all Python, notebooks included
+	@$(PYTHON) -m ruff check --fix . ; $(PYTHON) -m ruff format .
+
+lab: $(READY)  ## open the notebooks
+	@$(PYTHON) -m jupyter lab notebooks
+
+clean:  ## remove runs/ and the drawn sample; keeps data you brought and .venv
+	@rm -rf runs data/sample csv/*/.[0-9]*

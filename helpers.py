@@ -1,0 +1,446 @@
+"""What two or more notebooks of the series share: folders, set-up, manifests, photographs, geometry, training state, pictures.
+
+Conventions: points are (..., 2) in pixels, x right and y down, (0, 0) the centre of the top left pixel (as in CelebA's
+files and cv2.warpAffine). A matrix is 2x3 and maps points of the original photograph to points of a crop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration  # noqa: F401
+from PIL import Image, ImageOps
+
+ROOT = Path(__file__).resolve().parent
+POINTS = ["left_eye", "right_eye", "nose", "left_mouth", "right_mouth"]  # left and right as seen in the image
+FLIPPED_POINTS = [1, 0, 2, 4, 3]  # the order of the points once the image is mirrored
+LANDMARK_COLUMNS = [f"{point}_{axis}" for point in POINTS for axis in "xy"]
+MATRIX_COLUMNS = [f"m{row}{column}" for row in (0, 1) for column in (0, 1, 2)]
+BOX_COLUMNS = ["box_x", "box_y", "box_width", "box_height"]
+# InsightFace's template for a 112 x 112 aligned face (arcface_torch, `arcface_dst`).
+TEMPLATE_112 = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+
+
+# ---------------------------------------------------------------- folders and files
+
+
+def open_dataset(name: str, data: str | Path | None = None, output: str | Path | None = None) -> SimpleNamespace:
+    """The folders of one data set: `.celeba` to read photographs from, `.csv` and `.runs` to write to (both are made).
+
+    `data` holds `celeba/`, `CelebAMask-HQ/` and so on; by default `data/<name>/` for the sample and `data/` for real
+    sets. `output` holds `csv/` and `runs/`; by default the project itself.
+    """
+    data = Path(data) if data else ROOT / "data" / ("sample" if name == "sample" else "")
+    output = Path(output) if output else ROOT
+    folders = SimpleNamespace(name=name, data=data, celeba=data / "celeba", photographs=data / "celeba" / "img_celeba")
+    folders.csv, folders.runs = output / "csv" / name, output / "runs" / name
+    for folder in (folders.csv, folders.runs):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not folders.celeba.is_dir():
+        fix = "run notebook 0.1 (make 0.1)" if name == "sample" else "put the set there or set DATA=<its parent folder>"
+        raise FileNotFoundError(f"{shown(folders.celeba)} is missing: {fix}.")
+    return folders
+
+
+def shown(path: str | Path) -> str:
+    """A path as a reader should see it: relative to the project or its neighbourhood, never the machine's own folders."""
+    path = Path(path)
+    relative = os.path.relpath(path, ROOT)
+    return relative if relative.count("..") <= 1 else os.path.join("...", path.parent.name, path.name)
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Calls `write(temporary)` beside `path`, then renames: a reader never sees half a file, a full disk keeps the old one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+# ---------------------------------------------------------------- manifests
+
+
+def _schema(maker: str, unique: Sequence[str] = ("image_id",), **columns) -> tuple[str, pa.DataFrameSchema]:
+    checks = {name: column if isinstance(column, pa.Column) else pa.Column(column) for name, column in columns.items()}
+    return maker, pa.DataFrameSchema(checks, unique=list(unique), coerce=True)
+
+
+_number = {"dtype": float, "nullable": False}
+_landmarks = {name: pa.Column(**_number) for name in LANDMARK_COLUMNS}
+_matrix = {name: pa.Column(**_number) for name in MATRIX_COLUMNS}
+_score = pa.Column(float, pa.Check.in_range(0, 1))
+_label = pa.Column(int, pa.Check.ge(0))
+_faces = {"image_id": str, "identity": int}
+_boxes = {name: pa.Column(**_number) for name in BOX_COLUMNS}
+_splits = pa.Column(str, pa.Check.isin(["train", "val", "unseen", "extra", "spare"]))
+_landmark_splits = pa.Column(str, pa.Check.isin(["train", "val", "test", "unused"]))
+_report = {"image_id": str, "label": _label, "predicted": _label, "is_recognized": bool, "score": _score}
+
+# Every manifest that goes from one notebook to another: who makes it, and what it holds.
+SCHEMAS = {
+    "selected": _schema(
+        "1.1", **_faces, split=_splits, landmark_split=_landmark_splits, **_boxes, **_landmarks
+    ),
+    "train": _schema("1.1", **_faces, label=_label),
+    "val": _schema("1.1", **_faces, label=_label),
+    "cropped_landmarks": _schema("1.3", **_faces, **_landmarks, **_matrix),
+    "rejected": _schema("1.3", unique=("image_id", "stage"), image_id=str, stage=str, reason=str),
+    "predicted_landmarks": _schema("1.4", image_id=str, **_landmarks, confidence=_score),
+    "landmark_report": _schema("1.4", image_id=str, landmark_split=_landmark_splits, nme=float),
+    **{f"aligned_{n}": _schema("1.5", image_id=str, **_matrix, residual=float) for n in (2, 3, 5)},
+    "alignment_report": _schema("2.1", unique=("alignment",), alignment=str, top1=_score, top5=_score),
+    "val_report_ce_loss": _schema("2.1", **_report),
+    "val_report_arcface_loss": _schema("2.2", **_report),
+    "verification_report": _schema("2.2", unique=("loss", "far"), loss=str, far=_score, tar=_score, eer=_score),
+}
+
+
+def _validate(frame: pd.DataFrame, name: str, where: str) -> pd.DataFrame:
+    maker, schema = SCHEMAS[name]
+    try:
+        return schema.validate(frame)
+    except pa.errors.SchemaError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{where}: {reason}. Notebook {maker} makes it: make {maker}") from None
+
+
+def write_manifest(frame: pd.DataFrame, name: str, folders: SimpleNamespace) -> Path:
+    """Checks `frame` against its schema, sorts it by its key and writes csv/<dataset>/<name>.csv atomically."""
+    frame = _validate(frame, name, f"{name}.csv (about to be written)").sort_values(SCHEMAS[name][1].unique)
+    return write_atomically(
+        folders.csv / f"{name}.csv", lambda path: frame.to_csv(path, index=False, float_format="%.6g")
+    )
+
+
+def read_manifest(name: str, folders: SimpleNamespace) -> pd.DataFrame:
+    """Reads and checks csv/<dataset>/<name>.csv; a missing or broken one is named with the notebook that makes it."""
+    path, maker = folders.csv / f"{name}.csv", SCHEMAS[name][0]
+    if not path.exists():
+        raise FileNotFoundError(f"{shown(path)} is missing. Notebook {maker} makes it: make {maker} DATASET={folders.name}")
+    frame = pd.read_csv(path, dtype={"image_id": str})
+    return _validate(frame, name, shown(path))
+
+
+def reject(stage: str, reasons: Mapping[str, str], folders: SimpleNamespace) -> pd.DataFrame:
+    """Replaces what `stage` has put into the rejected manifest by `reasons` (image_id -> sentence); returns its rows."""
+    path = folders.csv / "rejected.csv"
+    others = read_manifest("rejected", folders).query("stage != @stage") if path.exists() else None
+    rows = pd.DataFrame({"image_id": list(reasons), "stage": stage, "reason": list(reasons.values())}, dtype=object)
+    write_manifest(rows if others is None else pd.concat([others, rows]), "rejected", folders)
+    return rows
+
+
+def landmarks_of(frame: pd.DataFrame) -> np.ndarray:
+    """The five points of a manifest, (N, 5, 2) float."""
+    return frame[LANDMARK_COLUMNS].to_numpy(float).reshape(-1, 5, 2)
+
+
+def matrices_of(frame: pd.DataFrame) -> np.ndarray:
+    """The matrices of a manifest, (N, 2, 3) float."""
+    return frame[MATRIX_COLUMNS].to_numpy(float).reshape(-1, 2, 3)
+
+
+# ---------------------------------------------------------------- geometry
+
+
+def apply_affine(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (..., K, 2) through matrices (..., 2, 3)."""
+    return points @ np.swapaxes(matrix[..., :2], -1, -2) + matrix[..., None, :, 2]
+
+
+def invert_affine(matrix: np.ndarray) -> np.ndarray:
+    """The way back: (..., 2, 3) from crop to photograph."""
+    linear = np.linalg.inv(matrix[..., :2])
+    return np.concatenate([linear, -(linear @ matrix[..., 2:])], axis=-1)
+
+
+def square_matrix(box: np.ndarray, size: int, scale: float = 1.0) -> np.ndarray:
+    """Matrices (N, 2, 3) that cut squares `scale` times the longer side of `box` (N, 4: x y width height) to `size` pixels."""
+    box = np.asarray(box, float)
+    zoom = size / (scale * box[..., 2:].max(-1))
+    centre = box[..., :2] + (box[..., 2:] - 1) / 2
+    matrix = np.zeros((*box.shape[:-1], 2, 3))
+    matrix[..., 0, 0] = matrix[..., 1, 1] = zoom
+    matrix[..., 2] = (size - 1) / 2 - zoom[..., None] * centre
+    return matrix
+
+
+def fit_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least-squares rotation, scale and shift (no mirror) from `source` to `target`, both (..., K, 2): matrices (..., 2, 3).
+
+    In the plane Umeyama's problem (PAMI 1991, eq. 39-43) is linear when a point is read as a complex number: the best
+    factor is <source, target> / <source, source> about the two means.
+    """
+    source, target = np.broadcast_arrays(np.asarray(source, float), np.asarray(target, float))
+    from_mean, to_mean = source.mean(-2, keepdims=True), target.mean(-2, keepdims=True)
+    a, b = source - from_mean, target - to_mean
+    energy = np.maximum((a**2).sum((-1, -2)), 1e-12)
+    real = (a * b).sum((-1, -2)) / energy
+    imaginary = (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).sum(-1) / energy
+    linear = np.stack([np.stack([real, -imaginary], -1), np.stack([imaginary, real], -1)], -2)
+    shift = to_mean[..., 0, :] - (linear @ from_mean.swapaxes(-1, -2))[..., 0]
+    return np.concatenate([linear, shift[..., None]], -1)
+
+
+# ---------------------------------------------------------------- photographs
+
+
+class PhotographError(ValueError):
+    """A photograph that cannot be used; the message names the file and the reason."""
+
+
+def read_photograph(path: str | Path) -> np.ndarray:
+    """A photograph as (H, W, 3) uint8 RGB: turned upright by its EXIF tag; grey, CMYK, 16-bit and alpha are converted.
+
+    Raises PhotographError for a missing, empty, truncated or foreign file.
+    """
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it
+                image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise PhotographError(f"{Path(path).name}: no such photograph") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PhotographError(f"{Path(path).name}: cannot be decoded ({error})".replace(str(path), "file")) from None
+
+
+def warp_photograph(image: np.ndarray, matrix: np.ndarray, size: int, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
+    """Samples a `size` x `size` crop once from the photograph; where it shrinks, each pixel averages what it covers."""
+    shrink = 1 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    samples = int(np.clip(np.ceil(shrink), 1, 16))
+    fine = samples * matrix
+    fine[:, 2] += (samples - 1) / 2
+    interpolation = cv2.INTER_LINEAR if samples > 1 else cv2.INTER_CUBIC
+    crop = cv2.warpAffine(image, fine, (size * samples,) * 2, flags=interpolation, borderMode=border)
+    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA) if samples > 1 else crop
+
+
+def photograph_store(
+    folder: str | Path, image_ids: Sequence[str], matrices: np.ndarray, size: int, cache: str | Path
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Decodes each photograph once, in parallel, and keeps its crop: ((N, size, size, 3) uint8, image_id -> why it failed).
+
+    The array is a memory-mapped file at `cache`, made anew when the list, the matrices, the size or a photograph
+    changes. A photograph that fails leaves a black crop and a sentence.
+    """
+    folder, cache, image_ids = Path(folder), Path(cache), list(image_ids)
+    matrices = np.ascontiguousarray(matrices, dtype=float)
+    stats = [(path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else 0 for path in map(folder.joinpath, image_ids)]
+    key = hashlib.sha256(json.dumps([image_ids, size, stats]).encode() + matrices.tobytes()).hexdigest()
+    notes = cache.with_suffix(".json")
+    if cache.exists() and notes.exists() and (known := json.loads(notes.read_text()))["key"] == key:
+        return np.load(cache, mmap_mode="r"), known["failures"]
+
+    failures: dict[str, str] = {}
+    cv2.setNumThreads(1)  # the threads below are one to a photograph
+
+    def fill(path: Path) -> None:
+        store = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(image_ids), size, size, 3))
+
+        def one(index: int) -> None:
+            try:
+                image = read_photograph(folder / image_ids[index])
+                store[index] = warp_photograph(image, matrices[index], size)
+            except PhotographError as error:
+                failures[image_ids[index]] = str(error)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(one, range(len(image_ids))))
+        store.flush()
+
+    write_atomically(cache, fill)
+    write_atomically(notes, lambda path: path.write_text(json.dumps({"key": key, "failures": failures})))
+    return np.load(cache, mmap_mode="r"), failures
+
+
+# ---------------------------------------------------------------- set-up and training state
+
+
+def best_precision(device: torch.device) -> str:
+    """bfloat16 where the matrix units have it, float16 on older GPUs (a T4), else plain float32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or torch.cpu._is_avx512_bf16_supported():
+            return "bf16"
+    return "no"
+
+
+def set_up(
+    stage: str,
+    folders: SimpleNamespace,
+    seed: int = 0,
+    device: str | None = None,
+    precision: str | None = None,
+    tracker: str = "tensorboard",
+) -> Accelerator:
+    """Seeds everything and returns the Accelerator of a stage: `device` None takes the best, `precision` None what it does well."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = True
+    cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    kind = torch.device("cpu" if cpu else "cuda" if torch.cuda.is_available() else "mps")
+    logs = folders.runs / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision=precision or best_precision(kind), log_with=tracker or None, project_dir=str(logs)
+    )
+    accelerator.init_trackers(stage)
+    accelerator.print(f"{stage} on {accelerator.device}, precision {accelerator.mixed_precision}, seed {seed}")
+    return accelerator
+
+
+class Checkpoint:
+    """The state of a training run, kept after every epoch in `folder`, from which it goes on with the same numbers.
+
+    `settings` (JSON) says what is trained on what: a checkpoint of other settings is not resumed. Everything random in an
+    epoch must come from generators seeded by (seed, epoch); then a run that is killed repeats that epoch alike.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, settings: Mapping, average: torch.nn.Module) -> None:
+        self.accelerator, self.folder, self.average = accelerator, Path(folder), average
+        self.settings = json.loads(json.dumps(settings))
+
+    def resume(self) -> list[dict]:
+        """Loads the newest state, if there is one for these settings; returns the history, one row per epoch done."""
+        notes = self.folder / "progress.json"
+        if not notes.exists():
+            return []
+        try:
+            progress = json.loads(notes.read_text())
+            if progress["settings"] != self.settings:
+                self.accelerator.print(f"{shown(self.folder)} belongs to other settings: training starts afresh.")
+                return []
+            self.accelerator.load_state(str(self.folder))
+            self.average.load_state_dict(torch.load(self.folder / "average.pt", map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise RuntimeError(
+                f"The checkpoint {shown(self.folder)} cannot be read ({type(error).__name__}); delete that folder to train afresh."
+            ) from error
+        self.accelerator.print(f"Resumed {shown(self.folder)} after epoch {len(progress['history'])}.")
+        return progress["history"]
+
+    def save(self, history: list[dict]) -> None:
+        """Writes the state beside the old one, then swaps; the history also goes to `<folder>_history.csv` and the trackers."""
+        if not all(np.isfinite(value) for value in history[-1].values()):
+            raise FloatingPointError(f"Epoch {len(history)} gave {history[-1]}; the checkpoint before it is kept. Lower the learning rate.")
+        temporary, old = self.folder.with_name(self.folder.name + ".new"), self.folder.with_name(self.folder.name + ".old")
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(temporary))
+        if self.accelerator.is_main_process:
+            torch.save(self.average.state_dict(), temporary / "average.pt")
+            (temporary / "progress.json").write_text(json.dumps({"settings": self.settings, "history": history}))
+            shutil.rmtree(old, ignore_errors=True)
+            if self.folder.exists():
+                self.folder.rename(old)
+            temporary.rename(self.folder)
+            shutil.rmtree(old, ignore_errors=True)
+            table = pd.DataFrame(history)
+            write_atomically(self.folder.with_name(self.folder.name + "_history.csv"), lambda path: table.to_csv(path, index=False))
+        self.accelerator.log(history[-1], step=len(history))
+
+
+def moving_average(network: torch.nn.Module, decay: float = 0.998) -> torch.optim.swa_utils.AveragedModel:
+    """A copy of `network` that follows its weights and statistics as an exponential moving average, quicker at the start."""
+
+    def follow(average: list, current: list, count: torch.Tensor) -> None:
+        keep = min(decay, (1 + int(count)) / (10 + int(count)))
+        if torch.is_floating_point(average[0]):
+            torch._foreach_lerp_(average, current, 1 - keep)
+        else:
+            for old, new in zip(average, current, strict=True):
+                old.copy_(new)
+
+    return torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=follow, use_buffers=True)
+
+
+def save_weights(network: torch.nn.Module, path: str | Path) -> Path:
+    """Writes the state dict of `network` atomically."""
+    state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    return write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_weights(network: torch.nn.Module, path: str | Path) -> None:
+    """Fills `network` from a state dict; a missing, corrupt or foreign file is named in one sentence."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"No weights at {shown(path)}: check WEIGHTS=, or leave it out to train.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{shown(path)} is not a readable file of weights ({type(error).__name__}); fetch or train it again.") from error
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{shown(path)} does not fit this network: {str(error).splitlines()[0]}") from error
+
+
+# ---------------------------------------------------------------- batches on the device
+
+
+def random_affine(count: int, generator: torch.Generator, rotation: float, scale: float, shift: float) -> torch.Tensor:
+    """Random similarity transforms about the centre of a unit square, (count, 2, 2) linear part and (count, 2, 1) shift joined.
+
+    `rotation` is the standard deviation in degrees, `scale` that of its logarithm, `shift` that of the shift as a share of the side.
+    """
+    device = generator.device
+    angle = torch.randn(count, generator=generator, device=device).clamp(-3, 3) * rotation * torch.pi / 180
+    factor = torch.exp(torch.randn(count, generator=generator, device=device).clamp(-3, 3) * scale)
+    move = torch.randn(count, 2, 1, generator=generator, device=device).clamp(-3, 3) * shift
+    cosine, sine = torch.cos(angle) * factor, torch.sin(angle) * factor
+    linear = torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2)
+    return torch.cat([linear, move], -1)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def show_images(images, titles=None, columns: int = 8, size: float = 1.4, points=None, title: str | None = None, cmap=None):
+    """A grid of images ((H, W, 3) or (H, W)); `points` is one (K, 2) array per image, or several in a list, each with its own colour."""
+    images = list(images)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows * (1.18 if titles is not None else 1)), squeeze=False)
+    for index, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if index >= len(images):
+            continue
+        axis.imshow(images[index], cmap=cmap)
+        if titles is not None:
+            axis.set_title(titles[index], fontsize=7, pad=2)
+        if points is not None:
+            groups = points[index] if isinstance(points[index], list) else [points[index]]
+            for group, colour in zip(groups, ("lime", "red", "yellow"), strict=False):
+                axis.scatter(*np.asarray(group).T, s=7, c=colour, edgecolors="black", linewidths=0.3)
+    if title:
+        figure.suptitle(title, fontsize=9)
+    figure.tight_layout(pad=0.3)
+    plt.show()

@@ -1,0 +1,168 @@
+"""Runs notebooks of the series with papermill, each after what it needs; a stage that is up to date is not run again.
+
+python notebooks/run.py 1.4 --dataset celeba --set DATA=../photographs EPOCHS=20
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+# stage -> the stages whose files it reads; 0.1 draws the sample, so only the sample needs it.
+NEEDS = {
+    "0.1": [],
+    "1.1": ["0.1"],
+    "1.2": ["1.1"],
+    "1.3": ["1.1"],
+    "1.4": ["1.3"],
+    "1.5": ["1.4"],
+    "2.1": ["1.5"],
+    "2.2": ["2.1"],
+}
+EVERYWHERE = {"data", "output", "photographs", "device", "seed", "tracker"}  # settings that also reach the stages before
+PATHS = {"data", "output", "photographs", "weights", "unseen_persons", "landmark_test"}
+
+
+def notebook_of(stage: str) -> Path:
+    found = sorted(HERE.glob(f"{stage}_*.ipynb"))
+    if not found:
+        sys.exit(f"No notebook for stage {stage}; there are {', '.join(NEEDS)}.")
+    return found[0]
+
+
+def parameters_of(notebook: nbformat.NotebookNode) -> set[str]:
+    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    return set(re.findall(r"^(\w+)\s*=", cell.source, re.MULTILINE))
+
+
+def source_hash(notebook: nbformat.NotebookNode) -> str:
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\0".join([*code, (ROOT / "helpers.py").read_text()]).encode()).hexdigest()[:16]
+
+
+def value_of(name: str, text: str):
+    if name in PATHS and not re.fullmatch(r"[\[\d].*", text):
+        return str(Path(text).expanduser().resolve())
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+class Series:
+    """One data set's run: where executed notebooks and their records lie, and which settings were asked for."""
+
+    def __init__(self, dataset: str, settings: dict) -> None:
+        self.dataset, self.settings = dataset, settings
+        self.folder = Path(settings.get("output", ROOT)) / "runs" / dataset / "notebooks"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def needs(self, stage: str) -> list[str]:
+        return [other for other in NEEDS[stage] if other != "0.1" or self.dataset == "sample"]
+
+    def order(self, stages: list[str]) -> list[str]:
+        ordered: list[str] = []
+
+        def visit(stage: str) -> None:
+            for other in self.needs(stage):
+                visit(other)
+            if stage not in ordered:
+                ordered.append(stage)
+
+        for stage in stages:
+            visit(stage)
+        return ordered
+
+    def record(self, stage: str) -> dict:
+        path = self.folder / f"{stage}.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def wanted(self, stage: str, asked: bool, known: set[str]) -> dict:
+        chosen = {name: value for name, value in self.settings.items() if name in known and (asked or name in EVERYWHERE)}
+        return chosen if self.dataset == "sample" else {"dataset": self.dataset, **chosen}
+
+    def bring_up_to_date(self, stage: str, asked: bool, label: str) -> None:
+        path = notebook_of(stage)
+        notebook = nbformat.read(path, as_version=4)
+        parameters = self.wanted(stage, asked, parameters_of(notebook))
+        upstream = {other: self.record(other).get("key") for other in self.needs(stage)}
+        old, source = self.record(stage), source_hash(notebook)
+        executed = self.folder / path.name
+        same_settings = old.get("parameters") == parameters if asked else all(
+            old.get("parameters", {}).get(name) == value for name, value in parameters.items() if name in EVERYWHERE
+        )
+        if executed.exists() and old.get("source") == source and old.get("upstream") == upstream and same_settings:
+            print(f"{label} {path.stem}: up to date", flush=True)
+            return
+        print(f"{label} {path.stem} ...", flush=True)
+        started = time.perf_counter()
+        temporary = executed.with_suffix(".running.ipynb")
+        try:
+            papermill.execute_notebook(
+                path, temporary, parameters, cwd=HERE, kernel_name="python3", progress_bar=False, log_output=False
+            )
+        except PapermillExecutionError as error:
+            stopped = temporary.replace(executed.with_suffix(".stopped.ipynb"))
+            sys.exit(
+                f"{label} {path.stem} stopped in cell In [{error.exec_count}]: {error.ename}: {error.evalue}\n"
+                f"See {os.path.relpath(stopped)}; what was finished before it is kept."
+            )
+        temporary.replace(executed)
+        seconds = round(time.perf_counter() - started, 1)
+        key = hashlib.sha256(json.dumps([source, parameters, upstream], sort_keys=True).encode()).hexdigest()[:16]
+        record = {"key": key, "source": source, "parameters": parameters, "upstream": upstream, "seconds": seconds}
+        (self.folder / f"{stage}.json").write_text(json.dumps(record, indent=1))
+        print(f"{label} {path.stem}: {seconds:.0f} s", flush=True)
+
+
+def refresh_outputs(series: Series) -> None:
+    """Copies the executed notebooks over the committed ones, without papermill's times and paths."""
+    for stage in NEEDS:
+        path = notebook_of(stage)
+        notebook = nbformat.read(series.folder / path.name, as_version=4)
+        for part in (notebook, *notebook.cells):
+            part.metadata.pop("papermill", None)
+            part.metadata.pop("execution", None)
+        notebook.metadata.pop("widgets", None)
+        for cell in notebook.cells:
+            if "tags" in cell.metadata and not cell.metadata["tags"]:
+                del cell.metadata["tags"]
+        nbformat.write(notebook, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stages", nargs="+", help="all, or stages such as 1.4")
+    parser.add_argument("--dataset", default="sample")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of the notebooks")
+    parser.add_argument("--outputs", action="store_true", help="refresh the committed notebooks afterwards")
+    options = parser.parse_args()
+    pairs = [item.split("=", 1) for item in options.set if item.split("=", 1)[1]]
+    settings = {name.lower(): value_of(name.lower(), value) for name, value in pairs}
+    asked = [stage for stage in NEEDS if stage != "0.1" or options.dataset == "sample"] if "all" in options.stages else options.stages
+    series = Series(options.dataset, settings)
+    unknown = set(settings) - EVERYWHERE - set().union(*(parameters_of(nbformat.read(notebook_of(s), 4)) for s in asked))
+    if unknown:
+        sys.exit(f"No notebook that was asked for has a parameter named {', '.join(sorted(unknown))}.")
+    order = series.order(asked)
+    for number, stage in enumerate(order, 1):
+        series.bring_up_to_date(stage, stage in asked, f"[{number}/{len(order)}]")
+    if options.outputs:
+        refresh_outputs(series)
+
+
+if __name__ == "__main__":
+    main()
