@@ -23,9 +23,9 @@ import pandas as pd
 import pandera.pandas as pa
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration  # noqa: F401
 from PIL import Image, ImageOps
 
+plt.rcParams.update({"figure.dpi": 80, "font.size": 8})
 ROOT = Path(__file__).resolve().parent
 POINTS = ["left_eye", "right_eye", "nose", "left_mouth", "right_mouth"]  # left and right as seen in the image
 FLIPPED_POINTS = [1, 0, 2, 4, 3]  # the order of the points once the image is mirrored
@@ -406,18 +406,93 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
 # ---------------------------------------------------------------- batches on the device
 
 
-def random_affine(count: int, generator: torch.Generator, rotation: float, scale: float, shift: float) -> torch.Tensor:
-    """Random similarity transforms about the centre of a unit square, (count, 2, 2) linear part and (count, 2, 1) shift joined.
+def warm_cosine(progress: float, warm_up: float = 0.05) -> float:
+    """Learning-rate factor at `progress` in [0, 1] of a run: linear warm-up, then half a cosine down to nearly nothing."""
+    if progress < warm_up:
+        return max(progress / warm_up, 0.01)
+    return max(0.5 * (1 + np.cos(np.pi * (progress - warm_up) / (1 - warm_up))), 0.002)
 
-    `rotation` is the standard deviation in degrees, `scale` that of its logarithm, `shift` that of the shift as a share of the side.
+
+def set_learning_rate(optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def random_views(count: int, size: int, view: int, rotation: float, scale: float, shift: float, flip: bool) -> torch.Tensor:
+    """Random matrices (count, 2, 3) that take the middle `view` pixels of a `size` px store to a `view` px picture.
+
+    Normal in rotation (standard deviation in degrees), in the logarithm of scale and in shift (share of the side); mirrored
+    for every second one if `flip`. All zero and no flip: the plain centre crop. Draws from torch's global generator.
     """
-    device = generator.device
-    angle = torch.randn(count, generator=generator, device=device).clamp(-3, 3) * rotation * torch.pi / 180
-    factor = torch.exp(torch.randn(count, generator=generator, device=device).clamp(-3, 3) * scale)
-    move = torch.randn(count, 2, 1, generator=generator, device=device).clamp(-3, 3) * shift
-    cosine, sine = torch.cos(angle) * factor, torch.sin(angle) * factor
+    turn = torch.randn(count).clamp(-3, 3) * rotation * torch.pi / 180
+    zoom = torch.exp(torch.randn(count).clamp(-3, 3) * scale)
+    cosine, sine = torch.cos(turn) * zoom, torch.sin(turn) * zoom
     linear = torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2)
-    return torch.cat([linear, move], -1)
+    if flip:
+        linear[:, 0] *= torch.where(torch.rand(count) < 0.5, -1.0, 1.0)[:, None]
+    target = (view - 1) / 2 + torch.randn(count, 2, 1).clamp(-3, 3) * shift * view
+    return torch.cat([linear, target - linear @ torch.full((2, 1), (size - 1) / 2)], -1)
+
+
+def sample_views(pictures: torch.Tensor, matrices: torch.Tensor, view: int) -> torch.Tensor:
+    """Warps a batch on its device: `pictures` (N, H, W, 3) uint8, `matrices` (N, 2, 3) picture -> view; (N, 3, view, view) in 0..1."""
+    images = pictures.permute(0, 3, 1, 2).float() / 255
+    side = torch.tensor([images.shape[3], images.shape[2]], device=images.device)
+    linear = torch.linalg.inv(matrices[..., :2].float())
+    axis = torch.arange(view, device=images.device, dtype=torch.float32)
+    pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, -1, 2)
+    source = (pixels - matrices[:, None, :, 2].float()) @ linear.transpose(1, 2)
+    grid = ((source + 0.5) / side * 2 - 1).view(-1, view, view, 2)
+    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+# ---------------------------------------------------------------- heatmaps
+
+
+def draw_heatmaps(points: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
+    """Gaussians of height 1 at the real, sub-pixel positions `points` (N, K, 2), in cells: (N, K, size, size)."""
+    axis = torch.arange(size, device=points.device, dtype=points.dtype)
+    across, down = (torch.exp(-((axis - points[..., i : i + 1]) ** 2) / (2 * sigma**2)) for i in (0, 1))
+    return down[..., :, None] * across[..., None, :]
+
+
+def decode_heatmaps(heatmaps: torch.Tensor, method: str = "soft", radius: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reads points off non-negative maps (N, K, H, W): points (N, K, 2) in cells, and the share of each map near its peak (N, K).
+
+    "argmax": the highest cell. "quarter": a quarter cell towards the higher neighbour (Newell et al., ECCV 2016).
+    "dark": a Newton step on the logarithm (Zhang et al., CVPR 2020, eq. 8). "soft": the mean of the cells around the peak.
+    """
+    n, k, height, width = heatmaps.shape
+    peak = heatmaps.flatten(2).argmax(-1)
+    points = torch.stack([peak % width, peak // width], -1)
+    offset = torch.arange(-radius, radius + 1, device=heatmaps.device)
+    columns, rows = points[..., :1] + radius + offset, points[..., 1:] + radius + offset
+    padded = torch.nn.functional.pad(heatmaps, (radius,) * 4)
+    index = rows[..., :, None] * (width + 2 * radius) + columns[..., None, :]
+    patch = padded.flatten(2).gather(2, index.flatten(2)).view(n, k, 2 * radius + 1, 2 * radius + 1)
+    confidence = (patch.sum((-1, -2)) / heatmaps.sum((-1, -2)).clamp_min(1e-9)).clamp(0, 1)
+    points, middle = points.to(heatmaps.dtype), radius
+    if method == "quarter":
+        right = patch[..., middle, middle + 1] - patch[..., middle, middle - 1]
+        down = patch[..., middle + 1, middle] - patch[..., middle - 1, middle]
+        points = points + 0.25 * torch.stack([right, down], -1).sign()
+    elif method == "dark":
+        log = patch.clamp_min(1e-6).log()[..., middle - 1 : middle + 2, middle - 1 : middle + 2]
+        slope = torch.stack([log[..., 1, 2] - log[..., 1, 0], log[..., 2, 1] - log[..., 0, 1]], -1) / 2
+        xx = log[..., 1, 2] - 2 * log[..., 1, 1] + log[..., 1, 0]
+        yy = log[..., 2, 1] - 2 * log[..., 1, 1] + log[..., 0, 1]
+        xy = (log[..., 2, 2] - log[..., 2, 0] - log[..., 0, 2] + log[..., 0, 0]) / 4
+        determinant = xx * yy - xy**2
+        step = torch.stack([xy * slope[..., 1] - yy * slope[..., 0], xy * slope[..., 0] - xx * slope[..., 1]], -1)
+        peaked = (determinant > 1e-6) & (xx < 0)
+        step = torch.where(peaked[..., None], step / determinant.clamp_min(1e-6)[..., None], torch.zeros_like(step))
+        points = points + step.clamp(-1, 1)
+    elif method == "soft":
+        mass = patch.sum((-1, -2)).clamp_min(1e-9)
+        points = points + torch.stack([(patch.sum(-2) * offset).sum(-1), (patch.sum(-1) * offset).sum(-1)], -1) / mass[..., None]
+    elif method != "argmax":
+        raise ValueError(f"There is no decoder {method!r}: argmax, quarter, dark or soft.")
+    return points, confidence
 
 
 # ---------------------------------------------------------------- pictures
