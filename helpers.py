@@ -47,7 +47,7 @@ def open_dataset(name: str, data: str | Path | None = None, output: str | Path |
     `data` holds `celeba/`, `CelebAMask-HQ/` and so on; by default `data/<name>/` for the sample and `data/` for real
     sets. `output` holds `csv/` and `runs/`; by default the project itself.
     """
-    data = Path(data) if data else ROOT / "data" / ("sample" if name == "sample" else "")
+    data = Path(data) if data else Path(output or ROOT) / "data" / "sample" if name == "sample" else ROOT / "data"
     output = Path(output) if output else ROOT
     folders = SimpleNamespace(name=name, data=data, celeba=data / "celeba", photographs=data / "celeba" / "img_celeba")
     folders.csv, folders.runs = output / "csv" / name, output / "runs" / name
@@ -150,6 +150,12 @@ def reject(stage: str, reasons: Mapping[str, str], folders: SimpleNamespace) -> 
     rows = pd.DataFrame({"image_id": list(reasons), "stage": stage, "reason": list(reasons.values())}, dtype=object)
     write_manifest(rows if others is None else pd.concat([others, rows]), "rejected", folders)
     return rows
+
+
+def fingerprint(*parts) -> str:
+    """A short hash of frames and values: what a checkpoint was trained on."""
+    text = "".join(part.to_csv(index=False, float_format="%.6g") if isinstance(part, pd.DataFrame) else repr(part) for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def landmarks_of(frame: pd.DataFrame) -> np.ndarray:
@@ -456,7 +462,7 @@ def draw_heatmaps(points: torch.Tensor, size: int, sigma: float) -> torch.Tensor
     return down[..., :, None] * across[..., None, :]
 
 
-def decode_heatmaps(heatmaps: torch.Tensor, method: str = "soft", radius: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+def decode_heatmaps(heatmaps: torch.Tensor, method: str = "soft", radius: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     """Reads points off non-negative maps (N, K, H, W): points (N, K, 2) in cells, and the share of each map near its peak (N, K).
 
     "argmax": the highest cell. "quarter": a quarter cell towards the higher neighbour (Newell et al., ECCV 2016).
