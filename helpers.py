@@ -22,8 +22,10 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import torch
+import torchvision
 from accelerate import Accelerator
 from PIL import Image, ImageOps
+from torchvision.transforms import v2
 
 plt.rcParams.update({"figure.dpi": 80, "font.size": 8})
 ROOT = Path(__file__).resolve().parent
@@ -33,9 +35,7 @@ LANDMARK_COLUMNS = [f"{point}_{axis}" for point in POINTS for axis in "xy"]
 MATRIX_COLUMNS = [f"m{row}{column}" for row in (0, 1) for column in (0, 1, 2)]
 BOX_COLUMNS = ["box_x", "box_y", "box_width", "box_height"]
 # InsightFace's template for a 112 x 112 aligned face (arcface_torch, `arcface_dst`).
-TEMPLATE_112 = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
-)
+TEMPLATE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
 
 
 # ---------------------------------------------------------------- folders and files
@@ -100,9 +100,7 @@ _report = {"image_id": str, "label": _label, "predicted": _label, "is_recognized
 
 # Every manifest that goes from one notebook to another: who makes it, and what it holds.
 SCHEMAS = {
-    "selected": _schema(
-        "1.1", **_faces, split=_splits, landmark_split=_landmark_splits, **_boxes, **_landmarks
-    ),
+    "selected": _schema("1.1", **_faces, split=_splits, landmark_split=_landmark_splits, **_boxes, **_landmarks),
     "train": _schema("1.1", **_faces, label=_label),
     "val": _schema("1.1", **_faces, label=_label),
     "cropped_landmarks": _schema("1.3", **_faces, **_landmarks, **_matrix),
@@ -129,9 +127,7 @@ def _validate(frame: pd.DataFrame, name: str, where: str) -> pd.DataFrame:
 def write_manifest(frame: pd.DataFrame, name: str, folders: SimpleNamespace) -> Path:
     """Checks `frame` against its schema, sorts it by its key and writes csv/<dataset>/<name>.csv atomically."""
     frame = _validate(frame, name, f"{name}.csv (about to be written)").sort_values(SCHEMAS[name][1].unique)
-    return write_atomically(
-        folders.csv / f"{name}.csv", lambda path: frame.to_csv(path, index=False, float_format="%.6g")
-    )
+    return write_atomically(folders.csv / f"{name}.csv", lambda path: frame.to_csv(path, index=False, float_format="%.6g"))
 
 
 def read_manifest(name: str, folders: SimpleNamespace) -> pd.DataFrame:
@@ -191,6 +187,17 @@ def square_matrix(box: np.ndarray, size: int, scale: float = 1.0) -> np.ndarray:
     matrix[..., 0, 0] = matrix[..., 1, 1] = zoom
     matrix[..., 2] = (size - 1) / 2 - zoom[..., None] * centre
     return matrix
+
+
+def widen(matrix: np.ndarray, side: int, view: int, room: float, seen: float = 1.0) -> tuple[np.ndarray, int]:
+    """Matrices to a `side` px crop, changed to a store in which the middle share `seen` of that crop is the middle `view` px.
+
+    The store is `room` times as wide as the view. Returns (matrices, store size in pixels).
+    """
+    store, zoom = round(view * room), view / (side * seen)
+    wider = matrix * zoom
+    wider[..., 2] += (store - 1) / 2 - zoom * (side - 1) / 2
+    return wider, store
 
 
 def fit_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -307,16 +314,14 @@ def set_up(
 ) -> Accelerator:
     """Seeds everything and returns the Accelerator of a stage: `device` None takes the best, `precision` None what it does well."""
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries still draw from it
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True
     cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     kind = torch.device("cpu" if cpu else "cuda" if torch.cuda.is_available() else "mps")
     logs = folders.runs / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(
-        cpu=cpu, mixed_precision=precision or best_precision(kind), log_with=tracker or None, project_dir=str(logs)
-    )
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision or best_precision(kind), log_with=tracker or None, project_dir=str(logs))
     accelerator.init_trackers(stage)
     accelerator.print(f"{stage} on {accelerator.device}, precision {accelerator.mixed_precision}, seed {seed}")
     return accelerator
@@ -452,6 +457,114 @@ def sample_views(pictures: torch.Tensor, matrices: torch.Tensor, view: int) -> t
     return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+class FaceBatches:
+    """Batches of a recogniser's faces, (N, 3, view, view) about zero, from a store of uint8 pictures (faces, size, size, 3).
+
+    `plain` is the middle of the store; `augmented` turns, scales, shifts and mirrors it a little, changes light and colour,
+    blurs some and covers a patch of others, each face by its own draw from torch's global generator.
+    """
+
+    def __init__(self, store: np.ndarray, view: int, device: torch.device) -> None:
+        self.store, self.view, self.device = store, view, device
+        self.light = v2.Compose([v2.ColorJitter(0.4, 0.4, 0.3), v2.RandomGrayscale(0.15)])
+        self.blur = v2.RandomApply([v2.GaussianBlur(5, (0.5, 2.0))], p=0.1)
+        self.cover = v2.RandomErasing(p=0.5, scale=(0.02, 0.16), ratio=(0.4, 2.5), value="random")
+
+    def _views(self, rows, **spread) -> torch.Tensor:
+        pictures = torch.from_numpy(self.store[np.asarray(rows)]).to(self.device)
+        matrices = random_views(len(rows), self.store.shape[1], self.view, **spread)
+        return sample_views(pictures, matrices.to(self.device), self.view)
+
+    def plain(self, rows) -> torch.Tensor:
+        return self._ready(self._views(rows, rotation=0, scale=0, shift=0, flip=False))
+
+    def mirrored(self, rows) -> torch.Tensor:
+        """Turned over left to right for every second one, nothing else: the plain recipe's augmentation."""
+        return self._ready(self._views(rows, rotation=0, scale=0, shift=0, flip=True))
+
+    def augmented(self, rows) -> torch.Tensor:
+        images = self._views(rows, rotation=6, scale=0.08, shift=0.025, flip=True)
+        return self._ready(torch.stack([self.cover(self.blur(self.light(image))) for image in images]))
+
+    @staticmethod
+    def _ready(images: torch.Tensor) -> torch.Tensor:
+        return ((images - 0.45) / 0.25).contiguous(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------- what both recognisers share
+
+
+def labelled_faces(folders: SimpleNamespace) -> tuple[pd.DataFrame, int]:
+    """The aligned faces with identity, split and label, and how many persons are judged.
+
+    Labels 0 .. persons - 1 are those of `train` and `val`; persons who only help to train (extra) come after them; an
+    unseen person has label -1.
+    """
+    train = read_manifest("train", folders)
+    judged = train.drop_duplicates("label").set_index("identity")["label"]
+    faces = read_manifest("aligned_5", folders)[["image_id"]].merge(
+        read_manifest("selected", folders)[["image_id", "identity", "split"]], on="image_id", validate="1:1"
+    )
+    further = np.setdiff1d(faces.query("split == 'extra'")["identity"], judged.index)
+    labels = pd.concat([judged, pd.Series(np.arange(len(judged), len(judged) + len(further)), index=further)])
+    faces["label"] = faces["identity"].map(labels).fillna(-1).astype(int)
+    if (faces["label"][faces["split"] == "unseen"] >= 0).any():
+        raise ValueError("selected.csv lists an unseen person among those who train; make it anew: make 1.1")
+    return faces, len(judged)
+
+
+def face_store(faces: pd.DataFrame, alignment: str, view: int, photographs: Path, folders: SimpleNamespace, room: float = 1.43):
+    """The faces under one alignment ("none": the box crop of 1.3, else 2, 3 or 5 points) with room around: (N, S, S, 3) uint8."""
+    name, side = ("cropped_landmarks", 256) if alignment == "none" else (f"aligned_{alignment}", 112)
+    manifest = faces[["image_id"]].merge(read_manifest(name, folders), on="image_id", how="left", validate="1:1")
+    matrices, size = widen(matrices_of(manifest), side, view, room)
+    cache = folders.runs / "stores" / f"faces_{alignment}_{view}.npy"
+    store, failures = photograph_store(photographs, faces["image_id"], matrices, size, cache)
+    if failures:
+        raise ValueError(f"{next(iter(failures.values()))}; run 1.3 again, it sets such photographs aside: make 1.3")
+    return store
+
+
+def resnet18_trunk(start: str = "scratch") -> torch.nn.Module:
+    """torchvision's ResNet18 without its classifier, (N, 3, S, S) -> (N, 512), from "scratch" or from "imagenet" weights."""
+    trunk = torchvision.models.resnet18(zero_init_residual=True)
+    if start == "imagenet":
+        try:
+            trunk.load_state_dict(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
+        except OSError as error:
+            print(f"ImageNet weights cannot be downloaded here ({type(error).__name__}): training starts from scratch.")
+    elif start != "scratch":
+        raise ValueError(f"start is {start!r}: choose 'scratch' or 'imagenet'.")
+    trunk.fc = torch.nn.Identity()
+    return trunk
+
+
+def decayed(network: torch.nn.Module, weight_decay: float = 0.05) -> list[dict]:
+    """Parameter groups for AdamW: matrices and kernels decay, biases and normalisations do not."""
+    parameters = list(network.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def shuffled_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """`rows` in a new order from torch's global generator, cut into full batches (one smaller one if there are too few)."""
+    order = rows[torch.randperm(len(rows)).numpy()]
+    return [order[first : first + size] for first in range(0, max(1, len(order) - size + 1), size)]
+
+
+def embed_faces(network: torch.nn.Module, rows: np.ndarray, batches: FaceBatches, accelerator: Accelerator) -> torch.Tensor:
+    """`network.embed` of each face and of its mirror image, averaged: (N, 512) float32."""
+    network.eval()
+    parts = []
+    with torch.inference_mode(), accelerator.autocast():
+        for part in np.array_split(rows, max(1, -(-len(rows) // 128))):
+            images = batches.plain(part)
+            parts.append((network.embed(images) + network.embed(images.flip(3))).float() / 2)
+    return torch.cat(parts)
+
+
 # ---------------------------------------------------------------- heatmaps
 
 
@@ -468,7 +581,7 @@ def decode_heatmaps(heatmaps: torch.Tensor, method: str = "soft", radius: int = 
     "argmax": the highest cell. "quarter": a quarter cell towards the higher neighbour (Newell et al., ECCV 2016).
     "dark": a Newton step on the logarithm (Zhang et al., CVPR 2020, eq. 8). "soft": the mean of the cells around the peak.
     """
-    n, k, height, width = heatmaps.shape
+    n, k, _, width = heatmaps.shape
     peak = heatmaps.flatten(2).argmax(-1)
     points = torch.stack([peak % width, peak // width], -1)
     offset = torch.arange(-radius, radius + 1, device=heatmaps.device)

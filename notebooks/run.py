@@ -22,16 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 # stage -> the stages whose files it reads; 0.1 draws the sample, so only the sample needs it.
-NEEDS = {
-    "0.1": [],
-    "1.1": ["0.1"],
-    "1.2": ["1.1"],
-    "1.3": ["1.1"],
-    "1.4": ["1.3"],
-    "1.5": ["1.4"],
-    "2.1": ["1.5"],
-    "2.2": ["2.1"],
-}
+NEEDS = {"0.1": [], "1.1": ["0.1"], "1.2": ["1.1"], "1.3": ["1.1"], "1.4": ["1.3"], "1.5": ["1.4"], "2.1": ["1.5"], "2.2": ["2.1"]}
 EVERYWHERE = {"data", "output", "photographs", "device", "seed", "tracker"}  # settings that also reach the stages before
 PATHS = {"data", "output", "photographs", "weights", "unseen_persons", "landmark_test"}
 
@@ -101,8 +92,10 @@ class Series:
         upstream = {other: self.record(other).get("key") for other in self.needs(stage)}
         old, source = self.record(stage), source_hash(notebook)
         executed = self.folder / path.name
-        same_settings = old.get("parameters") == parameters if asked else all(
-            old.get("parameters", {}).get(name) == value for name, value in parameters.items() if name in EVERYWHERE
+        same_settings = (
+            old.get("parameters") == parameters
+            if asked
+            else all(old.get("parameters", {}).get(name) == value for name, value in parameters.items() if name in EVERYWHERE)
         )
         if executed.exists() and old.get("source") == source and old.get("upstream") == upstream and same_settings:
             print(f"{label} {path.stem}: up to date", flush=True)
@@ -111,9 +104,7 @@ class Series:
         started = time.perf_counter()
         temporary = executed.with_suffix(".running.ipynb")
         try:
-            papermill.execute_notebook(
-                path, temporary, parameters, cwd=HERE, kernel_name="python3", progress_bar=False, log_output=False
-            )
+            papermill.execute_notebook(path, temporary, parameters, cwd=HERE, kernel_name="python3", progress_bar=False, log_output=False)
         except PapermillExecutionError as error:
             stopped = temporary.replace(executed.with_suffix(".stopped.ipynb"))
             sys.exit(
