@@ -11,6 +11,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,9 +55,11 @@ def open_dataset(name: str, data: str | Path | None = None, output: str | Path |
     folders.csv, folders.runs = output / "csv" / name, output / "runs" / name
     for folder in (folders.csv, folders.runs):
         folder.mkdir(parents=True, exist_ok=True)
+    if not folders.celeba.is_dir() and name == "sample":
+        print("The sample is not drawn yet: notebook 0.1 does it now, in about half a minute.")
+        subprocess.run([sys.executable, ROOT / "notebooks" / "run.py", "0.1", "--set", f"OUTPUT={output}"], check=True)
     if not folders.celeba.is_dir():
-        fix = "run notebook 0.1 (make 0.1)" if name == "sample" else "put the set there or set DATA=<its parent folder>"
-        raise FileNotFoundError(f"{shown(folders.celeba)} is missing: {fix}.")
+        raise FileNotFoundError(f"{shown(folders.celeba)} is missing: put the set there, or set DATA= to the folder that holds celeba/.")
     return folders
 
 
@@ -399,15 +403,20 @@ def save_weights(network: torch.nn.Module, path: str | Path) -> Path:
     return write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
-def load_weights(network: torch.nn.Module, path: str | Path) -> None:
-    """Fills `network` from a state dict; a missing, corrupt or foreign file is named in one sentence."""
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """A state dict from a file; a missing or corrupt file is named in one sentence."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"No weights at {shown(path)}: check WEIGHTS=, or leave it out to train.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{shown(path)} is not a readable file of weights ({type(error).__name__}); fetch or train it again.") from error
+
+
+def load_weights(network: torch.nn.Module, path: str | Path) -> None:
+    """Fills `network` from a file of weights; a foreign file is named in one sentence."""
+    state = read_weights(path)
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -563,6 +572,33 @@ def embed_faces(network: torch.nn.Module, rows: np.ndarray, batches: FaceBatches
             images = batches.plain(part)
             parts.append((network.embed(images) + network.embed(images.flip(3))).float() / 2)
     return torch.cat(parts)
+
+
+def load_recogniser(network: torch.nn.Module, path: str | Path) -> bool:
+    """Fills `network` (trunk, neck, head, buffer `identities`) from a file; True if it was trained on the same persons.
+
+    Of other persons only trunk and neck are taken: the caller gives the head new class centres.
+    """
+    state, own = read_weights(path), network.state_dict()
+    known = state.get("identities") if isinstance(state, dict) else None
+    if known is None or not {name for name in own if name.startswith("trunk.")} <= set(state):
+        raise ValueError(f"{shown(path)} does not fit this network: it is not a recogniser of 2.1 or 2.2.")
+    same = torch.equal(known, own["identities"].cpu()) and all(own[name].shape == state[name].shape for name in own if name in state)
+    network.load_state_dict(state if same else {name: state[name] if name.startswith(("trunk.", "neck.")) else own[name] for name in own})
+    if not same:
+        print(f"{shown(path)} was trained on other persons: each person's centre is now the mean of their training photographs.")
+    return same
+
+
+def class_centres(
+    network: torch.nn.Module, faces: pd.DataFrame, classes: int, batches: FaceBatches, accelerator: Accelerator
+) -> torch.Tensor:
+    """The mean unit embedding of each label's training photographs, (classes, 512)."""
+    rows = np.flatnonzero(faces["split"].isin(["train", "extra"]) & (faces["label"] < classes))
+    unit = torch.nn.functional.normalize(embed_faces(network, rows, batches, accelerator))
+    labels = torch.from_numpy(faces["label"].to_numpy()[rows]).to(unit.device)
+    sums = torch.zeros(classes, unit.shape[1], device=unit.device).index_add_(0, labels, unit)
+    return torch.nn.functional.normalize(sums)
 
 
 # ---------------------------------------------------------------- heatmaps

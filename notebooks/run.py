@@ -92,11 +92,8 @@ class Series:
         upstream = {other: self.record(other).get("key") for other in self.needs(stage)}
         old, source = self.record(stage), source_hash(notebook)
         executed = self.folder / path.name
-        same_settings = (
-            old.get("parameters") == parameters
-            if asked
-            else all(old.get("parameters", {}).get(name) == value for name, value in parameters.items() if name in EVERYWHERE)
-        )
+        compared = set(parameters) | set(old.get("parameters", {})) if asked else EVERYWHERE & set(parameters)
+        same_settings = all(old.get("parameters", {}).get(name) == parameters.get(name) for name in compared - {"output"})
         if executed.exists() and old.get("source") == source and old.get("upstream") == upstream and same_settings:
             print(f"{label} {path.stem}: up to date", flush=True)
             return

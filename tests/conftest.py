@@ -1,0 +1,62 @@
+"""The real notebooks, run once in order at a small size; tests look at what they left."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+SMALL = {
+    "many_persons": 8, "few_persons": 10, "photographs_few": 9, "epochs": 2, "short_epochs": 1, "channels": 16, "face_size": 32,
+    "tracker": '""', "persons": 6, "batch_size": 16,
+}  # fmt: skip
+
+
+def run_stages(output: Path, *stages: str, check: bool = True, **settings) -> subprocess.CompletedProcess:
+    """`notebooks/run.py` in a process of its own, writing under `output`."""
+    pairs = [f"{name}={value}" for name, value in {"output": output, **settings}.items()]
+    command = [sys.executable, str(ROOT / "notebooks" / "run.py"), *stages, "--set", *pairs]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "agg"}, check=False)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def known(stages: tuple[str, ...]) -> dict:
+    """Those of the small settings that the notebooks of `stages` have."""
+    from notebooks.run import notebook_of, parameters_of
+
+    names = set().union(*(parameters_of(nbformat.read(notebook_of(stage), 4)) for stage in stages))
+    return {name: value for name, value in SMALL.items() if name in names}
+
+
+@pytest.fixture(scope="session")
+def series(tmp_path_factory) -> Path:
+    """A folder in which the whole series has run on a small sample."""
+    output = tmp_path_factory.mktemp("series")
+    run_stages(output, "all", **SMALL)
+    return output
+
+
+def definitions(stage: str, *names: str) -> dict:
+    """Runs the cells of a notebook that import or define `names` and returns what they define."""
+    from notebooks.run import notebook_of
+
+    space: dict = {}
+    for cell in nbformat.read(notebook_of(stage), 4).cells:
+        heads = [f"{kind} {name}(" for name in names for kind in ("def", "class")]
+        if cell.cell_type != "code" or "sys.path.insert" in cell.source:
+            continue
+        if cell.source.startswith("import") or any(head in cell.source for head in heads):
+            upto = cell.source.split("\n\n\n")
+            source = (
+                cell.source
+                if cell.source.startswith("import")
+                else "\n\n\n".join(p for p in upto if p.lstrip().startswith(("def", "class")))
+            )
+            exec(compile(source, stage, "exec"), space)
+    return space

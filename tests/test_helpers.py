@@ -1,0 +1,296 @@
+"""Geometry, photographs, manifests, heatmaps and state, each against a reference or a thing broken on purpose."""
+
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from skimage.transform import SimilarityTransform
+
+import helpers
+
+
+@pytest.fixture
+def folders(tmp_path):
+    made = SimpleNamespace(name="test", csv=tmp_path / "csv", runs=tmp_path / "runs")
+    made.csv.mkdir()
+    made.runs.mkdir()
+    return made
+
+
+def photograph(path, mode="RGB", size=(60, 40), **options):
+    y, x = np.mgrid[: size[1], : size[0]]
+    pixels = np.stack([x * 4, y * 6, x + y], -1).astype(np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    return pixels
+
+
+# ---- geometry
+
+
+def test_similarity_agrees_with_scikit_image():
+    rng = np.random.default_rng(0)
+    source, target = rng.normal(size=(20, 5, 2)) * 30, rng.normal(size=(20, 5, 2)) * 30
+    ours = helpers.fit_similarity(source, target)
+    for a, b, matrix in zip(source, target, ours, strict=True):
+        reference = SimilarityTransform.from_estimate(a, b)
+        np.testing.assert_allclose(matrix, reference.params[:2], atol=1e-8)
+
+
+def test_affine_there_and_back():
+    rng = np.random.default_rng(1)
+    matrix, points = rng.normal(size=(7, 2, 3)), rng.normal(size=(7, 5, 2))
+    np.testing.assert_allclose(helpers.apply_affine(helpers.invert_affine(matrix), helpers.apply_affine(matrix, points)), points, atol=1e-9)
+
+
+def test_square_matrix_maps_the_box_centre_to_the_crop_centre():
+    box = np.array([10.0, 20, 100, 50])
+    matrix = helpers.square_matrix(box, 64, 1.0)
+    np.testing.assert_allclose(helpers.apply_affine(matrix, np.array([[59.5, 44.5]])), [[31.5, 31.5]])
+
+
+def test_widen_keeps_the_view_in_the_middle():
+    box = np.array([[10.0, 20, 100, 100]])
+    crop = helpers.square_matrix(box, 256)
+    store, size = helpers.widen(crop, 256, 128, 1.5)
+    view = helpers.random_views(1, size, 128, 0, 0, 0, flip=False).numpy()
+    points = np.array([[[30.0, 40], [80, 90]]])
+    in_view = helpers.apply_affine(view, helpers.apply_affine(store, points))
+    np.testing.assert_allclose(in_view, (helpers.apply_affine(crop, points) + 0.5) / 2 - 0.5, atol=1e-4)
+
+
+def test_warp_identity_and_shrink():
+    image = np.random.default_rng(2).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    assert (helpers.warp_photograph(image, np.eye(2, 3), 96) == image).all()
+    shrunk = helpers.warp_photograph(image, helpers.square_matrix(np.array([0, 0, 96, 96]), 24), 24)
+    reference = cv2.resize(image, (24, 24), interpolation=cv2.INTER_AREA)
+    assert np.abs(shrunk.astype(int) - reference).max() <= 1
+
+
+def test_device_sampling_agrees_with_opencv():
+    image = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (80, 80, 3), dtype=np.uint8), (0, 0), 2)
+    matrix = np.array([[0.8, -0.2, 5.0], [0.2, 0.8, -3.0]])
+    ours = helpers.sample_views(torch.from_numpy(image[None]), torch.from_numpy(matrix[None]), 64)[0].permute(1, 2, 0).numpy() * 255
+    reference = cv2.warpAffine(image, matrix, (64, 64), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    assert np.abs(ours - reference)[4:-4, 4:-4].mean() < 0.6
+
+
+def test_mirrored_views_mirror():
+    torch.manual_seed(0)
+    matrices = helpers.random_views(64, 40, 40, 0, 0, 0, flip=True)
+    mirrored = torch.linalg.det(matrices[:, :, :2]) < 0
+    assert 10 < mirrored.sum() < 54
+    image = torch.arange(40).expand(1, 40, 40)[..., None].repeat(1, 1, 1, 3).to(torch.uint8)
+    view = helpers.sample_views(image, matrices[mirrored][:1], 40)[0, 0]
+    torch.testing.assert_close((view * 255).round(), torch.arange(39.0, -1, -1).expand(40, 40), atol=0.01, rtol=0)
+
+
+# ---- photographs
+
+
+@pytest.mark.parametrize(("mode", "ending"), [("L", "jpg"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png"), ("1", "png"), ("RGB", "jpg")])
+def test_every_mode_becomes_rgb(tmp_path, mode, ending):
+    path = tmp_path / f"photo.{ending}"
+    photograph(path, mode)
+    image = helpers.read_photograph(path)
+    assert image.shape == (40, 60, 3)
+    assert image.dtype == np.uint8
+    assert image.std() > 10
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 256 * 4).reshape(4, 256).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    image = helpers.read_photograph(tmp_path / "deep.png")
+    assert image[0, 0, 0] < 3
+    assert 60 < image[1, 0, 0] < 68
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photograph(tmp_path / "turned.jpg", exif=exif)
+    assert helpers.read_photograph(tmp_path / "turned.jpg").shape == (60, 40, 3)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "text"])
+def test_broken_photographs_are_named(tmp_path, damage):
+    path = tmp_path / "broken.jpg"
+    photograph(path)
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"<html>quota exceeded</html>"}[damage])
+    with pytest.raises(helpers.PhotographError, match=r"broken\.jpg") as error:
+        helpers.read_photograph(path)
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_store_is_made_once_and_anew_when_a_photograph_changes(tmp_path):
+    names = [f"{index}.png" for index in range(3)]
+    for name in names:
+        photograph(tmp_path / name)
+    matrices = np.repeat(np.eye(2, 3)[None], 3, 0)
+    cache = tmp_path / "store.npy"
+    store, failures = helpers.photograph_store(tmp_path, names, matrices, 32, cache)
+    first = cache.stat().st_mtime_ns
+    assert not failures
+    assert store.shape == (3, 32, 32, 3)
+    helpers.photograph_store(tmp_path, names, matrices, 32, cache)
+    assert cache.stat().st_mtime_ns == first
+    (tmp_path / names[1]).write_bytes(b"broken")
+    store, failures = helpers.photograph_store(tmp_path, names, matrices, 32, cache)
+    assert list(failures) == [names[1]]
+    assert store[1].max() == 0
+    assert store[2].max() > 0
+
+
+# ---- manifests
+
+
+def val_frame():
+    return pd.DataFrame({"image_id": ["b.jpg", "a.jpg"], "identity": [3, 4], "label": [0, 1]})
+
+
+def test_manifest_is_sorted_and_comes_back(folders):
+    helpers.write_manifest(val_frame(), "val", folders)
+    back = helpers.read_manifest("val", folders)
+    assert back["image_id"].tolist() == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: f.drop(columns="label"), "label"),
+        (lambda f: f.rename(columns={"image_id": "file"}), "image_id"),
+        (lambda f: pd.concat([f, f]), "image_id"),
+        (lambda f: f.assign(label="seven"), "label"),
+        (lambda f: f.assign(label=[-1, 0]), "label"),
+    ],
+)
+def test_broken_manifest_is_named_with_its_maker(folders, damage, message):
+    damage(val_frame()).to_csv(folders.csv / "val.csv", index=False)
+    with pytest.raises(ValueError, match=r"val\.csv") as error:
+        helpers.read_manifest("val", folders)
+    assert message in str(error.value)
+    assert "make 1.1" in str(error.value)
+
+
+def test_bad_rows_are_not_written(folders):
+    helpers.write_manifest(val_frame(), "val", folders)
+    with pytest.raises(ValueError, match="label"):
+        helpers.write_manifest(val_frame().assign(label=-5), "val", folders)
+    assert (helpers.read_manifest("val", folders)["label"] >= 0).all()
+
+
+def test_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "kept.txt"
+    path.write_text("old")
+
+    def full_disk(temporary):
+        temporary.write_text("half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="space"):
+        helpers.write_atomically(path, full_disk)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rejected_of_one_stage_replaces_only_its_own(folders):
+    helpers.reject("1.1", {"a.jpg": "one"}, folders)
+    helpers.reject("1.3", {"a.jpg": "two", "b.jpg": "three"}, folders)
+    helpers.reject("1.3", {"c.jpg": "four"}, folders)
+    assert set(zip(*helpers.read_manifest("rejected", folders)[["image_id", "stage"]].to_numpy().T, strict=True)) == {
+        ("a.jpg", "1.1"),
+        ("c.jpg", "1.3"),
+    }
+
+
+# ---- heatmaps
+
+
+@pytest.mark.parametrize(("method", "limit"), [("argmax", 0.75), ("quarter", 0.4), ("dark", 1e-3), ("soft", 0.02)])
+def test_decoders_give_the_points_back(method, limit):
+    points = torch.rand(50, 5, 2, generator=torch.Generator().manual_seed(0)) * 40 + 10
+    read, confidence = helpers.decode_heatmaps(helpers.draw_heatmaps(points, 64, 1.5), method)
+    assert (read - points).norm(dim=-1).max() < limit
+    assert confidence.min() > 0.95
+
+
+def test_decoders_survive_edges_and_empty_maps():
+    maps = torch.zeros(1, 3, 16, 16)
+    maps[0, 0, 0, 0] = maps[0, 1, 15, 15] = 1
+    for method in ("argmax", "quarter", "dark", "soft"):
+        read, confidence = helpers.decode_heatmaps(maps, method)
+        assert torch.isfinite(read).all()
+        assert torch.isfinite(confidence).all()
+        torch.testing.assert_close(read[0, 1], torch.tensor([15.0, 15.0]), atol=1.0, rtol=0)
+    with pytest.raises(ValueError, match="argmax, quarter, dark or soft"):
+        helpers.decode_heatmaps(maps, "best")
+
+
+# ---- state
+
+
+def trained(folder, settings=None):
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    network = torch.nn.Linear(4, 2)
+    network, optimizer = accelerator.prepare(network, torch.optim.AdamW(network.parameters(), 1e-2))
+    average = helpers.moving_average(network)
+    return network, optimizer, average, helpers.Checkpoint(accelerator, folder, settings or {"a": 1}, average)
+
+
+def test_checkpoint_of_other_settings_is_not_resumed(tmp_path, capsys):
+    *_, checkpoint = trained(tmp_path / "run")
+    checkpoint.save([{"epoch": 1, "loss": 0.5}])
+    assert trained(tmp_path / "run")[-1].resume() == [{"epoch": 1, "loss": 0.5}]
+    assert trained(tmp_path / "run", {"a": 2})[-1].resume() == []
+    assert "other settings" in capsys.readouterr().out
+
+
+def test_nan_keeps_the_last_good_checkpoint(tmp_path):
+    *_, checkpoint = trained(tmp_path / "run")
+    checkpoint.save([{"epoch": 1, "loss": 0.5}])
+    with pytest.raises(FloatingPointError, match="checkpoint before it is kept"):
+        checkpoint.save([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": float("nan")}])
+    assert len(checkpoint.resume()) == 1
+
+
+@pytest.mark.parametrize("file", ["average.pt", "progress.json", "model.safetensors"])
+def test_corrupt_checkpoint_is_named(tmp_path, file):
+    *_, checkpoint = trained(tmp_path / "run")
+    checkpoint.save([{"epoch": 1, "loss": 0.5}])
+    (tmp_path / "run" / file).write_bytes(b"half a fi")
+    with pytest.raises(RuntimeError, match=r"run cannot be read .*delete that folder"):
+        checkpoint.resume()
+
+
+def test_weights_missing_corrupt_or_foreign(tmp_path):
+    network, path = torch.nn.Linear(4, 2), tmp_path / "weights.pt"
+    with pytest.raises(FileNotFoundError, match=r"weights\.pt"):
+        helpers.load_weights(network, path)
+    path.write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="not a readable file of weights"):
+        helpers.load_weights(network, path)
+    helpers.save_weights(torch.nn.Linear(3, 2), path)
+    with pytest.raises(ValueError, match="does not fit this network"):
+        helpers.load_weights(network, path)
+    helpers.save_weights(torch.nn.Linear(4, 2), path)
+    helpers.load_weights(network, path)
+
+
+def test_moving_average_follows_weights_and_statistics():
+    network = torch.nn.BatchNorm1d(3)
+    average = helpers.moving_average(network)
+    for _ in range(300):
+        network(torch.randn(8, 3) + 5)
+        average.update_parameters(network)
+    assert (average.module.running_mean - 5).abs().max() < 0.5
+    assert average.module.num_batches_tracked == network.num_batches_tracked

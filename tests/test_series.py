@@ -1,0 +1,247 @@
+"""The series in order: what each stage leaves, that nothing is done twice, that failures are named."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import nbformat
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from conftest import known, ROOT, run_stages, SMALL
+
+from notebooks.run import NEEDS, notebook_of
+
+
+def manifest(series, name):
+    return pd.read_csv(series / "csv" / "sample" / f"{name}.csv", dtype={"image_id": str})
+
+
+@pytest.mark.parametrize("stage", NEEDS)
+def test_notebook_ran_in_order_without_errors(series, stage):
+    notebook = nbformat.read(series / "runs" / "sample" / "notebooks" / notebook_of(stage).name, 4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+
+
+@pytest.mark.parametrize("stage", NEEDS)
+def test_notebook_keeps_the_house_rules(stage):
+    notebook = nbformat.read(notebook_of(stage), 4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    first = nbformat.read(notebook_of("0.1"), 4)
+    assert code[0] == next(cell.source for cell in first.cells if cell.cell_type == "code"), "one bootstrap cell for all"
+    assert max(len(source.splitlines()) for source in code) <= 50
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells) == 1
+    assert "widgets" not in notebook.metadata
+
+
+def test_second_run_does_nothing(series):
+    done = run_stages(series, "all", **SMALL)
+    assert done.stdout.count("up to date") == len(NEEDS)
+
+
+def test_split_shares_no_photograph_and_no_unseen_person(series):
+    selected, train, val = (manifest(series, name) for name in ("selected", "train", "val"))
+    assert not set(train["image_id"]) & set(val["image_id"])
+    assert (train.groupby("identity").size() == 16).all()
+    assert (val.groupby("identity").size() == 4).all()
+    assert set(train["identity"]) == set(val["identity"])
+    unseen = set(selected.query("split == 'unseen'")["identity"])
+    assert unseen
+    assert not unseen & set(selected.query("split != 'unseen'")["identity"])
+
+
+def test_rows_in_are_rows_out_plus_rejected(series):
+    selected, cropped, rejected = (manifest(series, name) for name in ("selected", "cropped_landmarks", "rejected"))
+    here = rejected.query("stage == '1.3'")
+    assert len(selected) == len(cropped) + len(here)
+    assert len(list((series / "runs/sample/Cropped").glob("*.jpg"))) == len(cropped)
+
+
+def test_wrong_boxes_are_rejected_with_the_reason(series):
+    reasons = manifest(series, "rejected").query("stage == '1.1'")["reason"]
+    assert (reasons == "the box does not hold its landmarks").sum() >= 1
+
+
+def test_crop_matrix_moves_the_landmarks(series):
+    import helpers
+
+    cropped = manifest(series, "cropped_landmarks").set_index("image_id")
+    selected = manifest(series, "selected").set_index("image_id").loc[cropped.index]
+    moved = helpers.apply_affine(helpers.matrices_of(cropped), helpers.landmarks_of(selected))
+    np.testing.assert_allclose(moved, helpers.landmarks_of(cropped), atol=0.05)
+
+
+def test_reports_agree_with_their_photographs(series):
+    val = manifest(series, "val").set_index("image_id")["label"]
+    for loss in ("ce", "arcface"):
+        report = manifest(series, f"val_report_{loss}_loss").set_index("image_id")
+        assert (report["label"] == val.loc[report.index]).all()
+        assert (report["is_recognized"] == (report["label"] == report["predicted"])).all()
+        assert len(report) == len(val)
+    verification = manifest(series, "verification_report")
+    assert set(verification["loss"]) == {"ce", "arcface"}
+    tar = verification.pivot(index="far", columns="loss", values="tar").sort_index()
+    assert (tar.diff().dropna() >= 0).all().all(), "more false accepts allow more true ones"
+
+
+def test_alignment_puts_the_points_on_the_template(series):
+    import helpers
+
+    predicted = manifest(series, "predicted_landmarks").set_index("image_id")
+    for count, exact in ((2, 2), (3, 3)):
+        aligned = manifest(series, f"aligned_{count}").set_index("image_id").loc[predicted.index]
+        points = helpers.apply_affine(helpers.matrices_of(aligned), helpers.landmarks_of(predicted))
+        error = np.abs(points[:, :exact] - helpers.TEMPLATE_112[:exact]).max((1, 2))
+        assert np.median(error) < 0.1
+    five, two = (manifest(series, f"aligned_{count}")["residual"] for count in (5, 2))
+    assert (five <= two + 1e-3).all(), "least squares is the best similarity"
+
+
+def test_weights_are_loaded_and_not_trained(series, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(series, output)
+    before = manifest(output, "landmark_report")
+    weights = output / "runs/sample/model_params_stackedhourglass.pt"
+    stamp = weights.stat().st_mtime_ns
+    (output / "csv/sample/landmark_report.csv").unlink()
+    settings = {name: value for name, value in known(("1.4",)).items() if name != "epochs"}
+    done = run_stages(output, "1.4", weights=weights, **settings)
+    assert "1.4_stacked_hourglass:" in done.stdout
+    assert weights.stat().st_mtime_ns == stamp
+    pd.testing.assert_frame_equal(manifest(output, "landmark_report"), before, rtol=1e-3)
+
+
+def test_weights_serve_another_set_of_persons(series, tmp_path):
+    """With one person fewer the head no longer fits: trunk and neck are kept, centres come from the training photographs."""
+    output = tmp_path / "others"
+    shutil.copytree(series, output)
+    for name in ("train", "val"):
+        frame = manifest(output, name).query("label > 0")
+        frame.assign(label=frame["label"] - 1).to_csv(output / f"csv/sample/{name}.csv", index=False)
+    for loss, stage in (("ce", "2.1"), ("arcface", "2.2")):
+        (output / f"csv/sample/val_report_{loss}_loss.csv").unlink()
+        weights = output / f"runs/sample/model_params_resnet18_{loss}_loss.pt"
+        settings = {name: value for name, value in known((stage,)).items() if not name.endswith("epochs")}
+        run_stages(output, stage, weights=weights, **settings)
+        report = manifest(output, f"val_report_{loss}_loss")
+        assert set(report["label"]) == set(manifest(output, "val")["label"])
+
+
+def test_selection_is_the_same_twice(series, tmp_path):
+    output = tmp_path / "again"
+    shutil.copytree(series / "data", output / "data")
+    run_stages(output, "1.1", **known(("0.1", "1.1")), data=output / "data" / "sample")
+    for name in ("selected", "train", "val"):
+        assert (output / f"csv/sample/{name}.csv").read_bytes() == (series / f"csv/sample/{name}.csv").read_bytes()
+
+
+@pytest.mark.parametrize(("stage", "folder"), [("1.4", "stacked_hourglass"), ("2.1", "resnet18_ce_loss"), ("2.2", "resnet18_arcface_loss")])
+def test_killed_training_resumes_to_the_same_numbers(series, tmp_path, stage, folder):
+    """kill -9 after the first epoch; the second run must end with the numbers of an uninterrupted one."""
+    output = tmp_path / "killed"
+    shutil.copytree(series, output)
+    checkpoints = output / "runs/sample/checkpoints"
+    uninterrupted = pd.read_csv(checkpoints / f"{folder}_history.csv")
+    shutil.rmtree(checkpoints / folder)
+    (output / f"runs/sample/notebooks/{stage}.json").unlink()
+    pairs = [f"{name}={value}" for name, value in {"output": output, **known((stage,))}.items()]
+    command = [sys.executable, str(ROOT / "notebooks/run.py"), stage, "--set", *pairs]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    progress, deadline = checkpoints / folder / "progress.json", time.monotonic() + 240
+    while not progress.exists():
+        assert running.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for process in [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]:
+        process.kill()
+    running.wait()
+    done_epochs = len(json.loads(progress.read_text())["history"])
+    assert done_epochs == 1, "killed too late to prove anything"
+    run_stages(output, stage, **known((stage,)))
+    resumed = pd.read_csv(checkpoints / f"{folder}_history.csv")
+    columns = [column for column in resumed if column != "seconds"]
+    pd.testing.assert_frame_equal(resumed[columns], uninterrupted[columns], rtol=1e-4)
+
+
+def test_missing_manifest_names_notebook_and_command(series, tmp_path):
+    output = tmp_path / "broken"
+    shutil.copytree(series, output)
+    (output / "csv/sample/predicted_landmarks.csv").unlink()
+    (output / "runs/sample/notebooks/1.5.json").unlink()
+    done = run_stages(output, "1.5", check=False)
+    assert done.returncode != 0
+    message = done.stdout + done.stderr
+    assert "1.5_affine_alignment stopped in cell In [" in message
+    assert "predicted_landmarks.csv is missing" in message
+    assert "make 1.4" in message
+
+
+def test_missing_column_is_named(series, tmp_path):
+    output = tmp_path / "column"
+    shutil.copytree(series, output)
+    path = output / "csv/sample/selected.csv"
+    pd.read_csv(path).drop(columns="box_width").to_csv(path, index=False)
+    (output / "runs/sample/notebooks/1.3.json").unlink()
+    done = run_stages(output, "1.3", check=False)
+    assert done.returncode != 0
+    assert "box_width" in done.stdout + done.stderr
+    assert "selected.csv" in done.stdout + done.stderr
+
+
+def test_bad_photographs_are_set_aside(series, tmp_path):
+    """A truncated, an empty, a missing and a blank photograph end in `rejected`; the others are cropped as before."""
+    from PIL import Image
+
+    output = tmp_path / "bad"
+    shutil.copytree(series, output)
+    before = manifest(output, "cropped_landmarks")
+    names = before["image_id"].tolist()[:4]
+    folder = output / "data/sample/celeba/img_celeba"
+    (folder / names[0]).write_bytes((folder / names[0]).read_bytes()[:1500])
+    (folder / names[1]).write_bytes(b"")
+    (folder / names[2]).unlink()
+    Image.new("RGB", (178, 218), (40, 40, 40)).save(folder / names[3])
+    (output / "runs/sample/notebooks/1.3.json").unlink()
+    run_stages(output, "1.3", **known(("1.3",)))
+    rejected = manifest(output, "rejected").query("stage == '1.3'").set_index("image_id")["reason"]
+    assert set(names) <= set(rejected.index)
+    assert "decoded" in rejected[names[0]]
+    assert "no such photograph" in rejected[names[2]]
+    after = manifest(output, "cropped_landmarks")
+    assert set(after["image_id"]) == set(before["image_id"]) - set(names)
+
+
+def test_unknown_setting_is_refused(series):
+    done = run_stages(series, "1.4", check=False, epoch=3)
+    assert done.returncode != 0
+    assert "epoch" in done.stderr
+
+
+def test_alone_in_an_empty_folder(series, tmp_path):
+    """As in Colab: one notebook, no helpers.py beside it, the repository only by git."""
+    origin = tmp_path / "origin"
+    ignored = shutil.ignore_patterns(".venv", "runs", "data", ".git", "__pycache__")
+    shutil.copytree(ROOT, origin, ignore=ignored)
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "all"]):
+        subprocess.run(["git", *command], cwd=origin, check=True)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    name = notebook_of("1.2").name
+    shutil.copy(ROOT / "notebooks" / name, empty)
+    if not (origin / "csv/sample/selected.csv").exists():
+        pytest.skip("csv/sample is not committed yet")
+    import papermill
+
+    old = os.environ.get("FACES_REPOSITORY")
+    os.environ["FACES_REPOSITORY"] = str(origin)
+    try:
+        papermill.execute_notebook(empty / name, empty / "out.ipynb", cwd=empty, kernel_name="python3", progress_bar=False)
+    finally:
+        os.environ.pop("FACES_REPOSITORY") if old is None else os.environ.update(FACES_REPOSITORY=old)
+    assert (empty / "faces/helpers.py").exists()
