@@ -95,6 +95,7 @@ _number = {"dtype": float, "nullable": False}
 _landmarks = {name: pa.Column(**_number) for name in LANDMARK_COLUMNS}
 _matrix = {name: pa.Column(**_number) for name in MATRIX_COLUMNS}
 _score = pa.Column(float, pa.Check.in_range(0, 1))
+_score_or_none = pa.Column(float, pa.Check.in_range(0, 1), nullable=True)
 _label = pa.Column(int, pa.Check.ge(0))
 _faces = {"image_id": str, "identity": int}
 _boxes = {name: pa.Column(**_number) for name in BOX_COLUMNS}
@@ -115,7 +116,7 @@ SCHEMAS = {
     "alignment_report": _schema("2.1", unique=("alignment",), alignment=str, top1=_score, top5=_score),
     "val_report_ce_loss": _schema("2.1", **_report),
     "val_report_arcface_loss": _schema("2.2", **_report),
-    "verification_report": _schema("2.2", unique=("loss", "far"), loss=str, far=_score, tar=_score, eer=_score),
+    "verification_report": _schema("2.2", unique=("loss", "far"), loss=str, far=_score, tar=_score_or_none, eer=_score),
 }
 
 
@@ -462,8 +463,9 @@ def sample_views(pictures: torch.Tensor, matrices: torch.Tensor, view: int) -> t
     axis = torch.arange(view, device=images.device, dtype=torch.float32)
     pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, -1, 2)
     source = (pixels - matrices[:, None, :, 2].float()) @ linear.transpose(1, 2)
+    source = torch.minimum(source.clamp_min(0), side - 1)  # repeats the border, also on devices whose grid_sample cannot
     grid = ((source + 0.5) / side * 2 - 1).view(-1, view, view, 2)
-    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return torch.nn.functional.grid_sample(images, grid, align_corners=False)
 
 
 class FaceBatches:
@@ -475,9 +477,9 @@ class FaceBatches:
 
     def __init__(self, store: np.ndarray, view: int, device: torch.device) -> None:
         self.store, self.view, self.device = store, view, device
-        self.light = v2.Compose([v2.ColorJitter(0.4, 0.4, 0.3), v2.RandomGrayscale(0.15)])
+        self.light = v2.Compose([v2.ColorJitter(0.3, 0.3, 0.2), v2.RandomGrayscale(0.1)])
         self.blur = v2.RandomApply([v2.GaussianBlur(5, (0.5, 2.0))], p=0.1)
-        self.cover = v2.RandomErasing(p=0.5, scale=(0.02, 0.16), ratio=(0.4, 2.5), value="random")
+        self.cover = v2.RandomErasing(p=0.4, scale=(0.02, 0.16), ratio=(0.4, 2.5), value="random")
 
     def _views(self, rows, **spread) -> torch.Tensor:
         pictures = torch.from_numpy(self.store[np.asarray(rows)]).to(self.device)
@@ -670,6 +672,7 @@ def show_images(images, titles=None, columns: int = 8, size: float = 1.4, points
             groups = points[index] if isinstance(points[index], list) else [points[index]]
             for group, colour in zip(groups, ("lime", "red", "yellow"), strict=False):
                 axis.scatter(*np.asarray(group).T, s=7, c=colour, edgecolors="black", linewidths=0.3)
+            axis.set(xlim=(-0.5, images[index].shape[1] - 0.5), ylim=(images[index].shape[0] - 0.5, -0.5))
     if title:
         figure.suptitle(title, fontsize=9)
     figure.tight_layout(pad=0.3)

@@ -101,7 +101,9 @@ class Series:
         started = time.perf_counter()
         temporary = executed.with_suffix(".running.ipynb")
         try:
-            papermill.execute_notebook(path, temporary, parameters, cwd=HERE, kernel_name="python3", progress_bar=False, log_output=False)
+            papermill.execute_notebook(
+                path, temporary, parameters, cwd=HERE, kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=40"]
+            )
         except PapermillExecutionError as error:
             stopped = temporary.replace(executed.with_suffix(".stopped.ipynb"))
             sys.exit(
