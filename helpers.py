@@ -124,8 +124,10 @@ def _validate(frame: pd.DataFrame, name: str, where: str) -> pd.DataFrame:
     maker, schema = SCHEMAS[name]
     try:
         return schema.validate(frame)
-    except pa.errors.SchemaError as error:
-        reason = str(error).splitlines()[0]
+    except (pa.errors.SchemaError, pa.errors.SchemaErrors) as error:
+        first = getattr(error, "schema_errors", [error])[0]
+        column = f"column {first.schema.name}: " if getattr(first.schema, "name", None) else ""
+        reason = column + str(first).splitlines()[0].rstrip(":")
         raise ValueError(f"{where}: {reason}. Notebook {maker} makes it: make {maker}") from None
 
 

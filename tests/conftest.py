@@ -51,12 +51,9 @@ def definitions(stage: str, *names: str) -> dict:
         heads = [f"{kind} {name}(" for name in names for kind in ("def", "class")]
         if cell.cell_type != "code" or "sys.path.insert" in cell.source:
             continue
-        if cell.source.startswith("import") or any(head in cell.source for head in heads):
-            upto = cell.source.split("\n\n\n")
-            source = (
-                cell.source
-                if cell.source.startswith("import")
-                else "\n\n\n".join(p for p in upto if p.lstrip().startswith(("def", "class")))
-            )
+        imports = cell.source.startswith(("import ", "from "))
+        if imports or any(head in cell.source for head in heads):
+            blocks = cell.source.split("\n\n\n")
+            source = cell.source if imports else "\n\n\n".join(b for b in blocks if b.lstrip().startswith(("def", "class")))
             exec(compile(source, stage, "exec"), space)
     return space
