@@ -521,6 +521,7 @@ def labelled_faces(folders: SimpleNamespace) -> tuple[pd.DataFrame, int]:
     further = np.setdiff1d(faces.query("split == 'extra'")["identity"], judged.index)
     labels = pd.concat([judged, pd.Series(np.arange(len(judged), len(judged) + len(further)), index=further)])
     faces["label"] = faces["identity"].map(labels).fillna(-1).astype(int)
+    faces = faces[(faces["label"] >= 0) | (faces["split"] == "unseen")].reset_index(drop=True)
     if (faces["label"][faces["split"] == "unseen"] >= 0).any():
         raise ValueError("selected.csv lists an unseen person among those who train; make it anew: make 1.1")
     return faces, len(judged)
@@ -600,7 +601,7 @@ def class_centres(
     """The mean unit embedding of each label's training photographs, (classes, 512)."""
     rows = np.flatnonzero(faces["split"].isin(["train", "extra"]) & (faces["label"] < classes))
     unit = torch.nn.functional.normalize(embed_faces(network, rows, batches, accelerator))
-    labels = torch.from_numpy(faces["label"].to_numpy()[rows]).to(unit.device)
+    labels = torch.tensor(faces["label"].to_numpy()[rows], device=unit.device)
     sums = torch.zeros(classes, unit.shape[1], device=unit.device).index_add_(0, labels, unit)
     return torch.nn.functional.normalize(sums)
 
@@ -662,7 +663,10 @@ def show_images(images, titles=None, columns: int = 8, size: float = 1.4, points
     images = list(images)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows * (1.18 if titles is not None else 1)), squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(size * columns, size * rows * (1.18 if titles is not None else 1)), squeeze=False, layout="constrained"
+    )
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for index, axis in enumerate(axes.flat):
         axis.axis("off")
         if index >= len(images):
@@ -677,5 +681,4 @@ def show_images(images, titles=None, columns: int = 8, size: float = 1.4, points
             axis.set(xlim=(-0.5, images[index].shape[1] - 0.5), ylim=(images[index].shape[0] - 0.5, -0.5))
     if title:
         figure.suptitle(title, fontsize=9)
-    figure.tight_layout(pad=0.3)
     plt.show()

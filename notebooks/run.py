@@ -94,11 +94,13 @@ class Series:
         executed = self.folder / path.name
         compared = set(parameters) | set(old.get("parameters", {})) if asked else EVERYWHERE & set(parameters)
         same_settings = all(old.get("parameters", {}).get(name) == parameters.get(name) for name in compared - {"output"})
-        if executed.exists() and old.get("source") == source and old.get("upstream") == upstream and same_settings:
+        manifests = self.folder.parent.parent.parent / "csv" / self.dataset
+        whole = executed.exists() and all((manifests / name).exists() for name in old.get("made", []))
+        if whole and old.get("source") == source and old.get("upstream") == upstream and same_settings:
             print(f"{label} {path.stem}: up to date", flush=True)
             return
         print(f"{label} {path.stem} ...", flush=True)
-        started = time.perf_counter()
+        started, clock = time.perf_counter(), time.time()
         temporary = executed.with_suffix(".running.ipynb")
         try:
             papermill.execute_notebook(
@@ -113,7 +115,8 @@ class Series:
         temporary.replace(executed)
         seconds = round(time.perf_counter() - started, 1)
         key = hashlib.sha256(json.dumps([source, parameters, upstream], sort_keys=True).encode()).hexdigest()[:16]
-        record = {"key": key, "source": source, "parameters": parameters, "upstream": upstream, "seconds": seconds}
+        made = sorted(file.name for file in manifests.glob("*.csv") if file.stat().st_mtime >= clock and file.name != "rejected.csv")
+        record = {"key": key, "made": made, "source": source, "parameters": parameters, "upstream": upstream, "seconds": seconds}
         (self.folder / f"{stage}.json").write_text(json.dumps(record, indent=1))
         print(f"{label} {path.stem}: {seconds:.0f} s", flush=True)
 

@@ -181,6 +181,11 @@ def test_broken_manifest_is_named_with_its_maker(folders, damage, message):
     assert "make 1.1" in str(error.value)
 
 
+def test_missing_manifest_names_notebook_and_command(folders):
+    with pytest.raises(FileNotFoundError, match=r"val\.csv is missing.*Notebook 1\.1.*make 1\.1"):
+        helpers.read_manifest("val", folders)
+
+
 def test_bad_rows_are_not_written(folders):
     helpers.write_manifest(val_frame(), "val", folders)
     with pytest.raises(ValueError, match="label"):

@@ -18,7 +18,7 @@ from notebooks.run import NEEDS, notebook_of
 
 
 def manifest(series, name):
-    return pd.read_csv(series / "csv" / "sample" / f"{name}.csv", dtype={"image_id": str})
+    return pd.read_csv(series / "csv" / "sample" / f"{name}.csv", dtype={"image_id": str, "stage": str})
 
 
 @pytest.mark.parametrize("stage", NEEDS)
@@ -135,8 +135,7 @@ def test_weights_serve_another_set_of_persons(series, tmp_path):
 
 def test_selection_is_the_same_twice(series, tmp_path):
     output = tmp_path / "again"
-    shutil.copytree(series / "data", output / "data")
-    run_stages(output, "1.1", **known(("0.1", "1.1")), data=output / "data" / "sample")
+    run_stages(output, "0.1", "1.1", **known(("0.1", "1.1")))
     for name in ("selected", "train", "val"):
         assert (output / f"csv/sample/{name}.csv").read_bytes() == (series / f"csv/sample/{name}.csv").read_bytes()
 
@@ -169,17 +168,14 @@ def test_killed_training_resumes_to_the_same_numbers(series, tmp_path, stage, fo
     pd.testing.assert_frame_equal(resumed[columns], uninterrupted[columns], rtol=1e-4)
 
 
-def test_missing_manifest_names_notebook_and_command(series, tmp_path):
-    output = tmp_path / "broken"
+def test_deleted_manifest_is_made_again(series, tmp_path):
+    output = tmp_path / "deleted"
     shutil.copytree(series, output)
-    (output / "csv/sample/predicted_landmarks.csv").unlink()
-    (output / "runs/sample/notebooks/1.5.json").unlink()
-    done = run_stages(output, "1.5", check=False)
-    assert done.returncode != 0
-    message = done.stdout + done.stderr
-    assert "1.5_affine_alignment stopped in cell In [" in message
-    assert "predicted_landmarks.csv is missing" in message
-    assert "make 1.4" in message
+    (output / "csv/sample/cropped_landmarks.csv").unlink()
+    done = run_stages(output, "1.3")
+    assert "1.1_subset_selection: up to date" in done.stdout
+    assert "1.3_face_crops: up to date" not in done.stdout
+    pd.testing.assert_frame_equal(manifest(output, "cropped_landmarks"), manifest(series, "cropped_landmarks"))
 
 
 def test_missing_column_is_named(series, tmp_path):
@@ -192,6 +188,7 @@ def test_missing_column_is_named(series, tmp_path):
     assert done.returncode != 0
     assert "box_width" in done.stdout + done.stderr
     assert "selected.csv" in done.stdout + done.stderr
+    assert "1.3_face_crops stopped in cell In [" in done.stdout + done.stderr
 
 
 def test_bad_photographs_are_set_aside(series, tmp_path):
