@@ -23,7 +23,7 @@ help:  ## this list
 
 .venv/.ready: requirements.txt
 	@echo "Setting up .venv (once, some minutes)"
-	@test -x .venv/bin/python || python3 -m venv .venv
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 

@@ -7,6 +7,7 @@ files and cv2.warpAffine). A matrix is 2x3 and maps points of the original photo
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import random
@@ -36,6 +37,7 @@ FLIPPED_POINTS = [1, 0, 2, 4, 3]  # the order of the points once the image is mi
 LANDMARK_COLUMNS = [f"{point}_{axis}" for point in POINTS for axis in "xy"]
 MATRIX_COLUMNS = [f"m{row}{column}" for row in (0, 1) for column in (0, 1, 2)]
 BOX_COLUMNS = ["box_x", "box_y", "box_width", "box_height"]
+CROP_SIZE, ALIGNED_SIZE = 256, 112  # pixels: the crops of 1.3, the aligned faces of 1.5
 # InsightFace's template for a 112 x 112 aligned face (arcface_torch, `arcface_dst`).
 TEMPLATE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
 
@@ -99,7 +101,7 @@ _score_or_none = pa.Column(float, pa.Check.in_range(0, 1), nullable=True)
 _label = pa.Column(int, pa.Check.ge(0))
 _faces = {"image_id": str, "identity": int}
 _boxes = {name: pa.Column(**_number) for name in BOX_COLUMNS}
-_splits = pa.Column(str, pa.Check.isin(["train", "val", "unseen", "extra", "spare"]))
+_splits = pa.Column(str, pa.Check.isin(["train", "val", "unseen", "extra", "spare", "judge"]))
 _landmark_splits = pa.Column(str, pa.Check.isin(["train", "val", "test", "unused"]))
 _report = {"image_id": str, "label": _label, "predicted": _label, "is_recognized": bool, "score": _score}
 
@@ -156,9 +158,14 @@ def reject(stage: str, reasons: Mapping[str, str], folders: SimpleNamespace) -> 
 
 
 def fingerprint(*parts) -> str:
-    """A short hash of frames and values: what a checkpoint was trained on."""
-    text = "".join(part.to_csv(index=False, float_format="%.6g") if isinstance(part, pd.DataFrame) else repr(part) for part in parts)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """A short hash of frames, functions (their source) and values: what a checkpoint was trained on, and how."""
+
+    def text(part) -> str:
+        if isinstance(part, pd.DataFrame):
+            return part.to_csv(index=False, float_format="%.6g")
+        return inspect.getsource(part) if callable(part) else repr(part)
+
+    return hashlib.sha256("".join(map(text, parts)).encode()).hexdigest()[:16]
 
 
 def landmarks_of(frame: pd.DataFrame) -> np.ndarray:
@@ -323,13 +330,16 @@ def set_up(
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries still draw from it
     torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = True
     cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     kind = torch.device("cpu" if cpu else "cuda" if torch.cuda.is_available() else "mps")
+    if device not in (None, kind.type):
+        raise ValueError(f"DEVICE={device} is not to be had here; there is {kind.type}.")
     logs = folders.runs / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision or best_precision(kind), log_with=tracker or None, project_dir=str(logs))
     accelerator.init_trackers(stage)
+    if tracker and accelerator.is_main_process and not accelerator.trackers:
+        raise ValueError(f"TRACKER={tracker} is not installed: pip install {tracker}, or set tracker to tensorboard or an empty string.")
     accelerator.print(f"{stage} on {accelerator.device}, precision {accelerator.mixed_precision}, seed {seed}")
     return accelerator
 
@@ -347,7 +357,9 @@ class Checkpoint:
 
     def resume(self) -> list[dict]:
         """Loads the newest state, if there is one for these settings; returns the history, one row per epoch done."""
-        notes = self.folder / "progress.json"
+        notes, old = self.folder / "progress.json", self.folder.with_name(self.folder.name + ".old")
+        if old.exists() and not self.folder.exists():  # killed between the two renames of `save`
+            old.rename(self.folder)
         if not notes.exists():
             return []
         try:
@@ -373,6 +385,7 @@ class Checkpoint:
             shutil.rmtree(temporary, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(temporary))
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             torch.save(self.average.state_dict(), temporary / "average.pt")
             (temporary / "progress.json").write_text(json.dumps({"settings": self.settings, "history": history}))
@@ -527,10 +540,15 @@ def labelled_faces(folders: SimpleNamespace) -> tuple[pd.DataFrame, int]:
     return faces, len(judged)
 
 
+def alignment_manifest(alignment: str) -> str:
+    """The manifest that holds the matrices of an alignment: "none", or 2, 3 or 5 points."""
+    return "cropped_landmarks" if alignment == "none" else f"aligned_{alignment}"
+
+
 def face_store(faces: pd.DataFrame, alignment: str, view: int, photographs: Path, folders: SimpleNamespace, room: float = 1.43):
     """The faces under one alignment ("none": the box crop of 1.3, else 2, 3 or 5 points) with room around: (N, S, S, 3) uint8."""
-    name, side = ("cropped_landmarks", 256) if alignment == "none" else (f"aligned_{alignment}", 112)
-    manifest = faces[["image_id"]].merge(read_manifest(name, folders), on="image_id", how="left", validate="1:1")
+    side = CROP_SIZE if alignment == "none" else ALIGNED_SIZE
+    manifest = faces[["image_id"]].merge(read_manifest(alignment_manifest(alignment), folders), on="image_id", how="left", validate="1:1")
     matrices, size = widen(matrices_of(manifest), side, view, room)
     cache = folders.runs / "stores" / f"faces_{alignment}_{view}.npy"
     store, failures = photograph_store(photographs, faces["image_id"], matrices, size, cache)

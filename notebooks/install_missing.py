@@ -11,7 +11,10 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-installed = {normal(distribution.name): distribution.version for distribution in importlib.metadata.distributions()}
+installed: dict[str, str] = {}
+for distribution in importlib.metadata.distributions():
+    if distribution.name:  # a half-removed package has none; the first of a name is the one that is imported
+        installed.setdefault(normal(distribution.name), distribution.version)
 requirements = (Path(__file__).resolve().parent.parent / "requirements.txt").read_text()
 wanted = re.findall(r"^([\w-]+)(\S*)", requirements, re.MULTILINE)
 # Any flavour of OpenCV serves; two of them in one environment overwrite each other's files.

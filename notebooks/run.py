@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 HERE = Path(__file__).resolve().parent
@@ -45,7 +46,7 @@ def source_hash(notebook: nbformat.NotebookNode) -> str:
 
 
 def value_of(name: str, text: str):
-    if name in PATHS and not re.fullmatch(r"[\[\d].*", text):
+    if name in PATHS and not (name == "unseen_persons" and re.fullmatch(r"\d+|\[.*", text)):
         return str(Path(text).expanduser().resolve())
     try:
         return ast.literal_eval(text)
@@ -82,7 +83,11 @@ class Series:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def wanted(self, stage: str, asked: bool, known: set[str]) -> dict:
-        chosen = {name: value for name, value in self.settings.items() if name in known and (asked or name in EVERYWHERE)}
+        """The parameters of a stage: those asked for, and for a stage that only has to come before, those of its last run."""
+        before = (
+            {} if asked else {n: v for n, v in self.record(stage).get("parameters", {}).items() if n in known - EVERYWHERE - {"dataset"}}
+        )
+        chosen = before | {name: value for name, value in self.settings.items() if name in known and (asked or name in EVERYWHERE)}
         return chosen if self.dataset == "sample" else {"dataset": self.dataset, **chosen}
 
     def bring_up_to_date(self, stage: str, asked: bool, label: str) -> None:
@@ -106,6 +111,8 @@ class Series:
             papermill.execute_notebook(
                 path, temporary, parameters, cwd=HERE, kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=40"]
             )
+        except DeadKernelError:
+            sys.exit(f"{label} {path.stem}: its kernel died, most often for want of memory; lower batch_size. What was finished is kept.")
         except PapermillExecutionError as error:
             stopped = temporary.replace(executed.with_suffix(".stopped.ipynb"))
             sys.exit(
