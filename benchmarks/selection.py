@@ -52,7 +52,7 @@ def main() -> None:
     cells = [
         source
         for source in code
-        if "plt.subplots" not in source and "plot.bar" not in source and "show_images(open_faces(rng" not in source
+        if "plt.subplots" not in source and "plot.bar" not in source and "show_images(open_faces(look" not in source
     ]
     reading, selecting = [], []
     for _ in range(3):
