@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import os
 import random
 import shutil
@@ -446,12 +447,12 @@ def warm_cosine(progress: float, warm_up: float = 0.05) -> float:
     """Learning-rate factor at `progress` in [0, 1] of a run: linear warm-up, then half a cosine down to nearly nothing."""
     if progress < warm_up:
         return max(progress / warm_up, 0.01)
-    return max(0.5 * (1 + np.cos(np.pi * (progress - warm_up) / (1 - warm_up))), 0.002)
+    return max(0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))), 0.002)
 
 
 def set_learning_rate(optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = float(rate)  # a NumPy number would make the checkpoint unreadable for weights_only
 
 
 def random_views(count: int, size: int, view: int, rotation: float, scale: float, shift: float, flip: bool) -> torch.Tensor:
