@@ -29,6 +29,7 @@ import torch
 import torchvision
 from accelerate import Accelerator
 from PIL import Image, ImageOps
+from torchmetrics.functional.classification import multiclass_accuracy
 from torchvision.transforms import v2
 
 plt.rcParams.update({"figure.dpi": 80, "font.size": 8})
@@ -109,6 +110,7 @@ _report = {"image_id": str, "label": _label, "predicted": _label, "is_recognized
 # Every manifest that goes from one notebook to another: who makes it, and what it holds.
 SCHEMAS = {
     "selected": _schema("1.1", **_faces, split=_splits, landmark_split=_landmark_splits, **_boxes, **_landmarks),
+    "attributes": _schema("1.1", image_id=str),  # and one column of 0 and 1 for each attribute of the data set
     "train": _schema("1.1", **_faces, label=_label),
     "val": _schema("1.1", **_faces, label=_label),
     "cropped_landmarks": _schema("1.3", **_faces, **_landmarks, **_matrix),
@@ -497,13 +499,15 @@ class FaceBatches:
         self.blur = v2.RandomApply([v2.GaussianBlur(5, (0.5, 2.0))], p=0.1)
         self.cover = v2.RandomErasing(p=0.4, scale=(0.02, 0.16), ratio=(0.4, 2.5), value="random")
 
-    def _views(self, rows, **spread) -> torch.Tensor:
+    def _views(self, rows, zoom: float = 1.0, **spread) -> torch.Tensor:
         pictures = torch.from_numpy(self.store[np.asarray(rows)]).to(self.device)
         matrices = random_views(len(rows), self.store.shape[1], self.view, **spread)
+        middle = (self.view - 1) / 2
+        matrices = zoom * matrices + torch.tensor([[0, 0, (1 - zoom) * middle]] * 2)
         return sample_views(pictures, matrices.to(self.device), self.view)
 
-    def plain(self, rows) -> torch.Tensor:
-        return self._ready(self._views(rows, rotation=0, scale=0, shift=0, flip=False))
+    def plain(self, rows, zoom: float = 1.0) -> torch.Tensor:
+        return self._ready(self._views(rows, zoom, rotation=0, scale=0, shift=0, flip=False))
 
     def mirrored(self, rows) -> torch.Tensor:
         """Turned over left to right for every second one, nothing else: the plain recipe's augmentation."""
@@ -516,6 +520,11 @@ class FaceBatches:
     @staticmethod
     def _ready(images: torch.Tensor) -> torch.Tensor:
         return ((images - 0.45) / 0.25).contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def as_pictures(images: torch.Tensor) -> np.ndarray:
+        """A batch back as pictures to look at, (N, view, view, 3) in 0..1."""
+        return (images * 0.25 + 0.45).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
 
 # ---------------------------------------------------------------- what both recognisers share
@@ -546,12 +555,27 @@ def alignment_manifest(alignment: str) -> str:
     return "cropped_landmarks" if alignment == "none" else f"aligned_{alignment}"
 
 
-def face_store(faces: pd.DataFrame, alignment: str, view: int, photographs: Path, folders: SimpleNamespace, room: float = 1.43):
-    """The faces under one alignment ("none": the box crop of 1.3, else 2, 3 or 5 points) with room around: (N, S, S, 3) uint8."""
+def face_attributes(faces: pd.DataFrame, folders: SimpleNamespace) -> torch.Tensor:
+    """The attributes of each face, (N, attributes) float of 0 and 1; 1.1 takes them from CelebA's list."""
+    table = (
+        faces[["image_id"]].merge(read_manifest("attributes", folders), on="image_id", how="left", validate="1:1").drop(columns="image_id")
+    )
+    if table.isna().any(axis=None):
+        raise ValueError("attributes.csv lacks photographs of selected.csv; make both anew: make 1.1")
+    return torch.from_numpy(table.to_numpy(np.float32))
+
+
+def face_store(
+    faces: pd.DataFrame, alignment: str, view: int, photographs: Path, folders: SimpleNamespace, seen: float = 1.0, room: float = 1.43
+) -> np.ndarray:
+    """The faces under one alignment ("none": the box crop of 1.3, else 2, 3 or 5 points) with room around: (N, S, S, 3) uint8.
+
+    The middle `view` pixels show the share `seen` of the aligned face: below 1 is closer.
+    """
     side = CROP_SIZE if alignment == "none" else ALIGNED_SIZE
     manifest = faces[["image_id"]].merge(read_manifest(alignment_manifest(alignment), folders), on="image_id", how="left", validate="1:1")
-    matrices, size = widen(matrices_of(manifest), side, view, room)
-    cache = folders.runs / "stores" / f"faces_{alignment}_{view}.npy"
+    matrices, size = widen(matrices_of(manifest), side, view, room, seen)
+    cache = folders.runs / "stores" / f"faces_{alignment}_{view}_{seen:g}.npy"
     store, failures = photograph_store(photographs, faces["image_id"], matrices, size, cache)
     if failures:
         raise ValueError(f"{next(iter(failures.values()))}; run 1.3 again, it sets such photographs aside: make 1.3")
@@ -587,15 +611,25 @@ def shuffled_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[first : first + size] for first in range(0, max(1, len(order) - size + 1), size)]
 
 
-def embed_faces(network: torch.nn.Module, rows: np.ndarray, batches: FaceBatches, accelerator: Accelerator) -> torch.Tensor:
-    """`network.embed` of each face and of its mirror image, averaged: (N, 512) float32."""
+def embed_faces(
+    network: torch.nn.Module, rows: np.ndarray, batches: FaceBatches, accelerator: Accelerator, zooms: Sequence[float] = (1.0,)
+) -> torch.Tensor:
+    """`network.embed` of each face and of its mirror image, averaged over them and over `zooms`: (N, 512) float32."""
     network.eval()
     parts = []
     with torch.inference_mode(), accelerator.autocast():
         for part in np.array_split(rows, max(1, -(-len(rows) // 128))):
-            images = batches.plain(part)
-            parts.append((network.embed(images) + network.embed(images.flip(3))).float() / 2)
+            looks = [batches.plain(part, zoom) for zoom in zooms]
+            looks += [images.flip(3) for images in looks]
+            parts.append(sum(network.embed(images).float() for images in looks) / len(looks))
     return torch.cat(parts)
+
+
+def closed_set(logits: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy in 0..1 of logits (N, persons) for labels (N,)."""
+    persons = logits.shape[1]
+    top1, top5 = (multiclass_accuracy(logits, target, num_classes=persons, average="micro", top_k=min(k, persons)).item() for k in (1, 5))
+    return top1, top5
 
 
 def load_recogniser(network: torch.nn.Module, path: str | Path) -> bool:

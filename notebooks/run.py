@@ -28,6 +28,9 @@ EVERYWHERE = {"data", "output", "photographs", "device", "seed", "tracker"}  # s
 PATHS = {"data", "output", "photographs", "weights", "unseen_persons", "landmark_test"}
 
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages: a training step on a processor gains a tenth
+
+
 def notebook_of(stage: str) -> Path:
     found = sorted(HERE.glob(f"{stage}_*.ipynb"))
     if not found:
