@@ -60,7 +60,7 @@ def open_dataset(name: str, data: str | Path | None = None, output: str | Path |
     for folder in (folders.csv, folders.runs):
         folder.mkdir(parents=True, exist_ok=True)
     if not folders.celeba.is_dir() and name == "sample":
-        print("The sample is not drawn yet: notebook 0.1 does it now, in about half a minute.")
+        print("The sample is not drawn yet: notebook 0.1 does it now, in a minute or two.")
         subprocess.run([sys.executable, ROOT / "notebooks" / "run.py", "0.1", "--set", f"OUTPUT={output}"], check=True)
     if not folders.celeba.is_dir():
         raise FileNotFoundError(f"{shown(folders.celeba)} is missing: put the set there, or set DATA= to the folder that holds celeba/.")

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 SMALL = {
     "many_persons": 8, "few_persons": 10, "photographs_few": 9, "epochs": 2, "short_epochs": 1, "channels": 16, "face_size": 32,
-    "tracker": '""', "persons": 6, "batch_size": 16,
+    "tracker": '""', "persons": 6, "batch_size": 16, "masked_faces": 12, "unpaired": 4, "covered": 3,
 }  # fmt: skip
 
 

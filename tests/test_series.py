@@ -48,7 +48,7 @@ def test_second_run_does_nothing(series):
 def test_split_shares_no_photograph_and_no_unseen_person(series):
     selected, train, val = (manifest(series, name) for name in ("selected", "train", "val"))
     assert not set(train["image_id"]) & set(val["image_id"])
-    assert (train.groupby("identity").size() == 16).all()
+    assert (train.groupby("identity").size() == 12).all()
     assert (val.groupby("identity").size() == 4).all()
     assert set(train["identity"]) == set(val["identity"])
     unseen = set(selected.query("split == 'unseen'")["identity"])
