@@ -39,6 +39,12 @@ FLIPPED_POINTS = [1, 0, 2, 4, 3]  # the order of the points once the image is mi
 LANDMARK_COLUMNS = [f"{point}_{axis}" for point in POINTS for axis in "xy"]
 MATRIX_COLUMNS = [f"m{row}{column}" for row in (0, 1) for column in (0, 1, 2)]
 BOX_COLUMNS = ["box_x", "box_y", "box_width", "box_height"]
+# The parts of CelebAMask-HQ in the order of their labels, 1 to 18 (0 is background); l_ is the person's left, the right of the picture.
+PARTS = "skin nose eye_g l_eye r_eye l_brow r_brow l_ear r_ear mouth u_lip l_lip hair hat ear_r neck_l neck cloth".split()
+PART_COLOURS = np.array([
+    [0, 0, 0], [214, 165, 130], [190, 120, 90], [60, 60, 220], [60, 200, 230], [30, 140, 190], [120, 90, 40], [80, 60, 20], [230, 130, 160], [200, 90, 130],
+    [250, 250, 250], [230, 60, 80], [180, 20, 60], [90, 60, 120], [240, 150, 30], [255, 235, 60], [120, 255, 90], [170, 140, 100], [60, 120, 90],
+], np.uint8)  # fmt: skip
 CROP_SIZE, ALIGNED_SIZE = 256, 112  # pixels: the crops of 1.3, the aligned faces of 1.5
 # InsightFace's template for a 112 x 112 aligned face (arcface_torch, `arcface_dst`).
 TEMPLATE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
@@ -47,8 +53,8 @@ TEMPLATE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.73
 # ---------------------------------------------------------------- folders and files
 
 
-def open_dataset(name: str, data: str | Path | None = None, output: str | Path | None = None) -> SimpleNamespace:
-    """The folders of one data set: `.celeba` to read photographs from, `.csv` and `.runs` to write to (both are made).
+def open_dataset(name: str, data: str | Path | None = None, output: str | Path | None = None, needs: str = "celeba") -> SimpleNamespace:
+    """The folders of one data set: `.data`, in it the folder that a stage `needs`, `.csv` and `.runs` to write to (both are made).
 
     `data` holds `celeba/`, `CelebAMask-HQ/` and so on; by default `data/<name>/` for the sample and `data/` for real
     sets. `output` holds `csv/` and `runs/`; by default the project itself.
@@ -59,11 +65,11 @@ def open_dataset(name: str, data: str | Path | None = None, output: str | Path |
     folders.csv, folders.runs = output / "csv" / name, output / "runs" / name
     for folder in (folders.csv, folders.runs):
         folder.mkdir(parents=True, exist_ok=True)
-    if not folders.celeba.is_dir() and name == "sample":
+    if not (data / needs).is_dir() and name == "sample":
         print("The sample is not drawn yet: notebook 0.1 does it now, in a minute or two.")
         subprocess.run([sys.executable, ROOT / "notebooks" / "run.py", "0.1", "--set", f"OUTPUT={output}"], check=True)
-    if not folders.celeba.is_dir():
-        raise FileNotFoundError(f"{shown(folders.celeba)} is missing: put the set there, or set DATA= to the folder that holds celeba/.")
+    if not (data / needs).is_dir():
+        raise FileNotFoundError(f"{shown(data / needs)} is missing: put the set there, or set DATA= to the folder that holds {needs}/.")
     return folders
 
 
@@ -122,6 +128,10 @@ SCHEMAS = {
     "val_report_ce_loss": _schema("2.1", **_report),
     "val_report_arcface_loss": _schema("2.2", **_report),
     "verification_report": _schema("2.2", unique=("loss", "far"), loss=str, far=_score, tar=_score_or_none, eer=_score),
+    "segmentation_split": _schema(
+        "3.1", image_id=str, split=pa.Column(str, pa.Check.isin(["train", "val", "test"])), **{part: _label for part in PARTS}
+    ),
+    "part_overlaps": _schema("3.1", unique=("part", "other"), part=str, other=str, photographs=_label, pixels=_label, mean_pixels=float),
 }
 
 

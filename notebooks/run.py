@@ -23,9 +23,19 @@ from papermill.exceptions import PapermillExecutionError
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 # stage -> the stages whose files it reads; 0.1 draws the sample, so only the sample needs it.
-NEEDS = {"0.1": [], "1.1": ["0.1"], "1.2": ["1.1"], "1.3": ["1.1"], "1.4": ["1.3"], "1.5": ["1.4"], "2.1": ["1.5"], "2.2": ["2.1"]}
+NEEDS = {
+    "0.1": [],
+    "1.1": ["0.1"],
+    "1.2": ["1.1"],
+    "1.3": ["1.1"],
+    "1.4": ["1.3"],
+    "1.5": ["1.4"],
+    "2.1": ["1.5"],
+    "2.2": ["2.1"],
+    "3.1": ["0.1"],
+}
 EVERYWHERE = {"data", "output", "photographs", "device", "seed", "tracker"}  # settings that also reach the stages before
-PATHS = {"data", "output", "photographs", "weights", "unseen_persons", "landmark_test"}
+PATHS = {"data", "output", "photographs", "weights", "unseen_persons", "landmark_test", "images", "masks", "split_file"}
 
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages: a training step on a processor gains a tenth
