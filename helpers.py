@@ -572,7 +572,7 @@ def face_attributes(faces: pd.DataFrame, folders: SimpleNamespace) -> torch.Tens
     )
     if table.isna().any(axis=None):
         raise ValueError("attributes.csv lacks photographs of selected.csv; make both anew: make 1.1")
-    return torch.from_numpy(table.to_numpy(np.float32))
+    return torch.tensor(table.to_numpy(np.float32))
 
 
 def face_store(
