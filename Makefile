@@ -1,7 +1,7 @@
 # make help says what there is. PYTHON=python3 uses that interpreter and its packages instead of a .venv.
 DATASET ?= sample
 STAGES := $(sort $(foreach file,$(wildcard notebooks/*.ipynb),$(firstword $(subst _, ,$(notdir $(file))))))
-SETTINGS := DATA OUTPUT PHOTOGRAPHS DEVICE SEED TRACKER EPOCHS BATCH_SIZE WEIGHTS
+SETTINGS := DATA OUTPUT PHOTOGRAPHS DEVICE SEED TRACKER EPOCHS BATCH_SIZE WEIGHTS ENCODER_WEIGHTS
 
 ifdef PYTHON
 READY :=

@@ -6,6 +6,7 @@ files and cv2.warpAffine). A matrix is 2x3 and maps points of the original photo
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -15,6 +16,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +31,8 @@ import torch
 import torchvision
 from accelerate import Accelerator
 from PIL import Image, ImageOps
-from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 plt.rcParams.update({"figure.dpi": 80, "font.size": 8})
@@ -130,6 +133,22 @@ SCHEMAS = {
     "verification_report": _schema("2.2", unique=("loss", "far"), loss=str, far=_score, tar=_score_or_none, eer=_score),
     "segmentation_split": _schema(
         "3.1", image_id=str, split=pa.Column(str, pa.Check.isin(["train", "val", "test"])), **{part: _label for part in PARTS}
+    ),
+    "segmentation_scores": _schema("3.2", unique=("model", "split", "part"), model=str, split=str, part=str, f1=_score_or_none),
+    "segmentation_models": _schema(
+        "3.2",
+        unique=("model",),
+        model=str,
+        parameters=_label,
+        megabytes=float,
+        seconds_per_epoch=pa.Column(float, nullable=True),
+        images_per_second=float,
+    ),
+    "deeplabv3_scores": _schema(
+        "3.3", unique=("loss", "part"), loss=str, part=str, f1=_score_or_none, precision=_score_or_none, recall=_score_or_none
+    ),
+    "occlusion_scores": _schema(
+        "3.4", unique=("model", "photographs"), model=str, photographs=str, count=_label, dice=_score, iou=_score, boundary_f=_score
     ),
     "part_overlaps": _schema("3.1", unique=("part", "other"), part=str, other=str, photographs=_label, pixels=_label, mean_pixels=float),
 }
@@ -389,11 +408,20 @@ class Checkpoint:
         self.accelerator.print(f"Resumed {shown(self.folder)} after epoch {len(progress['history'])}.")
         return progress["history"]
 
-    def save(self, history: list[dict]) -> None:
-        """Writes the state beside the old one, then swaps; the history also goes to `<folder>_history.csv` and the trackers."""
+    def save(self, history: list[dict], keep_state: bool = True) -> None:
+        """Writes the state beside the old one, then swaps; the history also goes to `<folder>_history.csv` and the trackers.
+
+        Without `keep_state` only the history goes out: a run that is killed then repeats the epochs since the last state.
+        """
         if not all(np.isfinite(value) for value in history[-1].values()):
             raise FloatingPointError(f"Epoch {len(history)} gave {history[-1]}; the checkpoint before it is kept. Lower the learning rate.")
         temporary, old = self.folder.with_name(self.folder.name + ".new"), self.folder.with_name(self.folder.name + ".old")
+        if self.accelerator.is_main_process:
+            table = pd.DataFrame(history)
+            write_atomically(self.folder.with_name(self.folder.name + "_history.csv"), lambda path: table.to_csv(path, index=False))
+        self.accelerator.log(history[-1], step=len(history))
+        if not keep_state:
+            return
         if self.accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -407,23 +435,19 @@ class Checkpoint:
                 self.folder.rename(old)
             temporary.rename(self.folder)
             shutil.rmtree(old, ignore_errors=True)
-            table = pd.DataFrame(history)
-            write_atomically(self.folder.with_name(self.folder.name + "_history.csv"), lambda path: table.to_csv(path, index=False))
-        self.accelerator.log(history[-1], step=len(history))
 
 
 def moving_average(network: torch.nn.Module, decay: float = 0.998) -> torch.optim.swa_utils.AveragedModel:
-    """A copy of `network` that follows its weights and statistics as an exponential moving average, quicker at the start."""
+    """A copy of `network` that follows its weights as an exponential moving average, quicker at the start.
+
+    Statistics of normalisations are copied: they are averages already, and to average them again would leave them behind.
+    """
 
     def follow(average: list, current: list, count: torch.Tensor) -> None:
         keep = min(decay, (1 + int(count)) / (10 + int(count)))
-        if torch.is_floating_point(average[0]):
-            torch._foreach_lerp_(average, current, 1 - keep)
-        else:
-            for old, new in zip(average, current, strict=True):
-                old.copy_(new)
+        torch._foreach_lerp_(average, current, 1 - keep)
 
-    return torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=follow, use_buffers=True)
+    return torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=follow)
 
 
 def save_weights(network: torch.nn.Module, path: str | Path) -> Path:
@@ -441,6 +465,22 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{shown(path)} is not a readable file of weights ({type(error).__name__}); fetch or train it again.") from error
+
+
+def export_program(module: torch.nn.Module, example: torch.Tensor, path: str | Path) -> Path:
+    """Writes what `module` computes with torch.export, for any number of pictures; checks that the file gives the same numbers.
+
+    A later notebook runs it without the class: `torch.export.load(path).module()`.
+    """
+    module = copy.deepcopy(module).cpu().to(memory_format=torch.contiguous_format).eval()
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("faces", min=1)},))
+    path = write_atomically(path, lambda temporary: torch.export.save(program, str(temporary)))
+    with torch.inference_mode():
+        difference = (torch.export.load(str(path)).module()(example[:1]) - module(example[:1])).abs().max().item()
+    if difference > 1e-4:
+        raise RuntimeError(f"{shown(path)} differs from its network by {difference:.1e}.")
+    print(f"{shown(path)}: {path.stat().st_size / 1e6:.1f} MB, differs from the network by {difference:.1e}")
+    return path
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> None:
@@ -509,15 +549,13 @@ class FaceBatches:
         self.blur = v2.RandomApply([v2.GaussianBlur(5, (0.5, 2.0))], p=0.1)
         self.cover = v2.RandomErasing(p=0.4, scale=(0.02, 0.16), ratio=(0.4, 2.5), value="random")
 
-    def _views(self, rows, zoom: float = 1.0, **spread) -> torch.Tensor:
+    def _views(self, rows, **spread) -> torch.Tensor:
         pictures = torch.from_numpy(self.store[np.asarray(rows)]).to(self.device)
         matrices = random_views(len(rows), self.store.shape[1], self.view, **spread)
-        middle = (self.view - 1) / 2
-        matrices = zoom * matrices + torch.tensor([[0, 0, (1 - zoom) * middle]] * 2)
         return sample_views(pictures, matrices.to(self.device), self.view)
 
-    def plain(self, rows, zoom: float = 1.0) -> torch.Tensor:
-        return self._ready(self._views(rows, zoom, rotation=0, scale=0, shift=0, flip=False))
+    def plain(self, rows) -> torch.Tensor:
+        return self._ready(self._views(rows, rotation=0, scale=0, shift=0, flip=False))
 
     def mirrored(self, rows) -> torch.Tensor:
         """Turned over left to right for every second one, nothing else: the plain recipe's augmentation."""
@@ -621,17 +659,14 @@ def shuffled_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[first : first + size] for first in range(0, max(1, len(order) - size + 1), size)]
 
 
-def embed_faces(
-    network: torch.nn.Module, rows: np.ndarray, batches: FaceBatches, accelerator: Accelerator, zooms: Sequence[float] = (1.0,)
-) -> torch.Tensor:
-    """`network.embed` of each face and of its mirror image, averaged over them and over `zooms`: (N, 512) float32."""
+def embed_faces(network: torch.nn.Module, rows: np.ndarray, batches: FaceBatches, accelerator: Accelerator) -> torch.Tensor:
+    """`network.embed` of each face and of its mirror image, averaged: (N, 512) float32."""
     network.eval()
     parts = []
     with torch.inference_mode(), accelerator.autocast():
         for part in np.array_split(rows, max(1, -(-len(rows) // 128))):
-            looks = [batches.plain(part, zoom) for zoom in zooms]
-            looks += [images.flip(3) for images in looks]
-            parts.append(sum(network.embed(images).float() for images in looks) / len(looks))
+            images = batches.plain(part)
+            parts.append((network.embed(images).float() + network.embed(images.flip(3)).float()) / 2)
     return torch.cat(parts)
 
 
@@ -667,6 +702,264 @@ def class_centres(
     labels = torch.tensor(faces["label"].to_numpy()[rows], device=unit.device)
     sums = torch.zeros(classes, unit.shape[1], device=unit.device).index_add_(0, labels, unit)
     return torch.nn.functional.normalize(sums)
+
+
+# ---------------------------------------------------------------- parts of faces
+
+MIRRORED_PARTS = [0] + [
+    1 + PARTS.index({"l": "r", "r": "l"}[part[0]] + part[1:] if part[:2] in ("l_", "r_") and part[2:] != "lip" else part) for part in PARTS
+]
+IGNORED = 255  # label of pixels that an augmentation moved in from outside the picture
+FACE_MEAN, FACE_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its encoders expect
+
+
+def part_store(
+    folders: SimpleNamespace, image_ids: Sequence[str], size: int, photographs: str | Path, kind: str = "label_maps"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Photographs and label maps of 3.1 at one size: (N, size, size, 3) uint8 RGB and (N, size, size) uint8, in the order of `image_ids`."""
+    photographs, names = Path(photographs), [f"{image_id}.jpg" for image_id in image_ids]
+    sides = np.array([picture_size(photographs / name) for name in names], float)
+    matrices = np.zeros((len(names), 2, 3))
+    matrices[:, 0, 0], matrices[:, 1, 1] = (size / sides).T
+    matrices[..., 2] = (size / sides - 1) / 2  # pixel centres onto pixel centres
+    images, failures = photograph_store(photographs, names, matrices, size, folders.runs / "stores" / f"parts_{size}.npy")
+    if failures:
+        raise ValueError(f"{next(iter(failures.values()))}; delete it and run 3.1 again, it sets such photographs aside: make 3.1")
+    return images, np.stack(
+        [cv2.resize(read_label_map(folders, one, kind), (size, size), interpolation=cv2.INTER_NEAREST_EXACT) for one in image_ids]
+    )
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a photograph as it is seen, from its header; (1, 1) where there is none."""
+    try:
+        with Image.open(path) as image:
+            return image.size[::-1] if image.getexif().get(0x0112, 1) > 4 else image.size
+    except OSError:
+        return 1, 1
+
+
+def read_label_map(folders: SimpleNamespace, image_id: str, kind: str = "label_maps") -> np.ndarray:
+    """The label map that 3.1 made of one photograph, (H, W) uint8; `kind` "label_maps_as_listed": in the seeds' order."""
+    path = folders.runs / kind / f"{image_id}.png"
+    label_map = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if label_map is None or label_map.ndim != 2 or label_map.max() > len(PARTS):
+        raise ValueError(f"{shown(path)} is missing or no label map. Notebook 3.1 makes it: make 3.1 DATASET={folders.name}")
+    return label_map
+
+
+def build_segmenter(architecture: str, encoder: str, classes: int, start: str | Path | None = None) -> torch.nn.Module:
+    """A network of segmentation-models-pytorch, (N, 3, S, S) -> logits (N, classes, S, S), S a multiple of 32.
+
+    `start`: None, "imagenet" (its encoder's weights are downloaded), or a file of weights of one encoder. Where they
+    cannot be had, or belong to another encoder, training starts from scratch, said aloud.
+    """
+    import segmentation_models_pytorch as smp  # the notebooks before 3.2 do without it
+
+    if start == "imagenet":
+        try:
+            return smp.create_model(architecture, encoder, encoder_weights="imagenet", classes=classes)
+        except OSError as error:
+            print(f"ImageNet weights of {encoder} cannot be downloaded here ({type(error).__name__}): it starts from scratch.")
+    network = smp.create_model(architecture, encoder, encoder_weights=None, classes=classes)
+    if start not in (None, "imagenet"):
+        own, state = network.encoder.state_dict(), read_weights(start)
+        needed = [name for name in own if not name.endswith("num_batches_tracked")]
+        if all(name in state and state[name].shape == own[name].shape for name in needed):
+            network.encoder.load_state_dict({**own, **{name: state[name] for name in needed}}, strict=False)
+        else:
+            print(f"{Path(start).name} does not fit {encoder}: it starts from scratch.")
+    return network
+
+
+class MirrorParts(v2.Transform):
+    """Mirrors image and label map with probability `p`; what was a left part is then a right one."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = p
+
+    def make_params(self, flat_inputs):
+        return {"mirror": bool(torch.rand(()) < self.p)}
+
+    def transform(self, inpt, params):
+        if not params["mirror"]:
+            return inpt
+        mirrored = v2.functional.horizontal_flip(inpt)
+        return (
+            tv_tensors.wrap(torch.tensor(mirror_table(), dtype=inpt.dtype)[mirrored.long()], like=inpt)
+            if isinstance(inpt, tv_tensors.Mask)
+            else mirrored
+        )
+
+
+def mirror_table() -> list[int]:
+    """The label of each label 0..255 once the picture is mirrored."""
+    return MIRRORED_PARTS + list(range(len(MIRRORED_PARTS), 256))
+
+
+def part_augmentation(crop: int, size: int) -> v2.Compose:
+    """Turned, scaled, cut to `crop` pixels, mirrored, relit, blurred: image and label map together."""
+    fill = {tv_tensors.Image: 110, tv_tensors.Mask: IGNORED}
+    return v2.Compose([
+        v2.RandomAffine(12, (0.05, 0.05), (0.75, 1.3), interpolation=v2.InterpolationMode.BILINEAR, fill=fill),
+        v2.RandomCrop(crop) if crop < size else v2.Identity(), MirrorParts(), v2.ColorJitter(0.35, 0.35, 0.3, 0.03), v2.RandomGrayscale(0.08),
+        v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.5))], 0.15),
+    ])  # fmt: skip
+
+
+class PartBatches:
+    """Batches of photographs, (N, 3, S, S) about zero, and label maps, (N, S, S) int64, from the arrays of `part_store`."""
+
+    def __init__(self, images: np.ndarray, label_maps: np.ndarray, device: torch.device, augmentation: v2.Transform | None = None) -> None:
+        self.images, self.label_maps, self.device, self.augmentation = images, label_maps, device, augmentation
+
+    def plain(self, rows) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.from_numpy(self.images[np.asarray(rows)]).permute(0, 3, 1, 2)
+        return self.ready(images), torch.from_numpy(self.label_maps[np.asarray(rows)]).to(self.device, torch.long)
+
+    def augmented(self, rows) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.augmentation is None:
+            return self.plain(rows)
+        pairs = [
+            self.augmentation(
+                tv_tensors.Image(torch.tensor(self.images[row]).permute(2, 0, 1)), tv_tensors.Mask(torch.tensor(self.label_maps[row]))
+            )
+            for row in rows
+        ]
+        return self.ready(torch.stack([image for image, _ in pairs])), torch.stack([mask for _, mask in pairs]).to(self.device, torch.long)
+
+    def ready(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, 3, H, W) as an encoder expects it."""
+        scaled = v2.functional.to_dtype(torch.as_tensor(images).to(self.device), torch.float32, scale=True)
+        return v2.functional.normalize(scaled, FACE_MEAN, FACE_SPREAD).contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def as_pictures(images: torch.Tensor) -> np.ndarray:
+        """A batch back as pictures to look at, (N, S, S, 3) in 0..1."""
+        spread, mean = (torch.tensor(values).view(3, 1, 1) for values in (FACE_SPREAD, FACE_MEAN))
+        return (images.cpu() * spread + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def label_colours(label_map) -> np.ndarray:
+    """A label map (H, W) as a picture (H, W, 3) uint8; ignored pixels are white."""
+    label_map = np.asarray(label_map)
+    return np.where((label_map == IGNORED)[..., None], 255, PART_COLOURS[np.minimum(label_map, len(PARTS))]).astype(np.uint8)
+
+
+def fit_segmenter(
+    name: str,
+    network: torch.nn.Module,
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    draw_rows: Callable[[], np.ndarray],
+    batches: PartBatches,
+    judge: Callable[[torch.nn.Module], float],
+    accelerator: Accelerator,
+    folders: SimpleNamespace,
+    settings: Mapping,
+    schedule: Callable[[float], float] = warm_cosine,
+) -> tuple[torch.nn.Module, pd.DataFrame]:
+    """The loop of every segmentation network: returns the averaged network of the best epoch by `judge`, and the history.
+
+    `settings` holds epochs, batch_size, learning_rate, seed and whatever else distinguishes the run. An epoch runs over
+    `draw_rows()`; `criterion(logits, labels)` is the loss. Best weights go to runs/<dataset>/segmentation/<name>.pt; a run
+    that is finished there with the same settings is loaded, one that was interrupted goes on.
+    """
+    epochs, size, rate = settings["epochs"], settings["batch_size"], settings["learning_rate"]
+    accelerator.free_memory()
+    network = network.to(memory_format=torch.channels_last)
+    network, optimizer = accelerator.prepare(network, torch.optim.AdamW(decayed(network, 0.01), rate))
+    steps = max(1, epochs * len(draw_rows()) // size)
+    average = moving_average(accelerator.unwrap_model(network), min(0.998, 1 - 10 / max(20, steps)))
+    best, notes = (folders.runs / "segmentation" / f"{name}.{ending}" for ending in ("pt", "json"))
+    checkpoint = Checkpoint(accelerator, folders.runs / "checkpoints" / name, settings, average)
+    finished = json.loads(notes.read_text()) if notes.exists() and best.exists() else {}
+    if finished.get("settings") == checkpoint.settings:
+        load_weights(average.module, best)
+        return average.module.eval(), pd.DataFrame(finished["history"])
+    history, saved = checkpoint.resume(), time.perf_counter()
+    for epoch in range(len(history), epochs):
+        torch.manual_seed(1000 * settings["seed"] + epoch)
+        network.train()
+        started, losses = time.perf_counter(), []
+        order = shuffled_batches(draw_rows(), size)
+        for index, batch in enumerate(order):
+            set_learning_rate(optimizer, rate * schedule((epoch + index / len(order)) / epochs))
+            with accelerator.split_between_processes(batch.tolist()) as mine:
+                images, labels = batches.augmented(mine)
+                loss = criterion(network(images).float(), labels)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(network.parameters(), 5.0)
+            optimizer.step()
+            average.update_parameters(accelerator.unwrap_model(network))
+            losses.append(loss.item())
+        seconds = time.perf_counter() - started
+        history.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "val_score": judge(average.module), "seconds": seconds})
+        if history[-1]["val_score"] >= max(row["val_score"] for row in history):
+            save_weights(average.module, best)
+        due = time.perf_counter() - saved > 20  # seconds: a small network must not spend its time on writing its state
+        checkpoint.save(history, due)
+        saved = time.perf_counter() if due else saved
+    write_atomically(notes, lambda path: path.write_text(json.dumps({"settings": checkpoint.settings, "history": history})))
+    shutil.rmtree(checkpoint.folder, ignore_errors=True)  # optimizer and all: four times the weights
+    load_weights(average.module, best)
+    return average.module.eval(), pd.DataFrame(history)
+
+
+class PartProgram(torch.nn.Module):
+    """What is exported: pictures (N, 3, S, S) in 0..1 -> probabilities (N, C, S, S); it normalises for the encoder itself."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(FACE_MEAN).view(3, 1, 1))
+        self.register_buffer("spread", torch.tensor(FACE_SPREAD).view(3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network((images - self.mean) / self.spread).softmax(1)
+
+
+def part_probabilities(network: torch.nn.Module, images: torch.Tensor, accelerator: Accelerator, mirror: bool = True) -> torch.Tensor:
+    """Softmax over the labels, (N, C, H, W) float32, averaged with the mirrored picture's (left and right parts swapped back)."""
+    with torch.inference_mode(), accelerator.autocast():
+        probability = network(images).float().softmax(1)
+        if mirror:
+            other = network(images.flip(3)).float().softmax(1).flip(3)
+            swap = MIRRORED_PARTS if other.shape[1] == len(MIRRORED_PARTS) else slice(None)
+            probability = (probability + other[:, swap]) / 2
+    return probability
+
+
+def part_confusions(
+    network: torch.nn.Module,
+    rows: np.ndarray,
+    batches: PartBatches,
+    accelerator: Accelerator,
+    truth: Callable[[int], np.ndarray] | None = None,
+    mirror: bool = False,
+) -> torch.Tensor:
+    """One confusion matrix per photograph, (N, C, C) int64, true label down, predicted across.
+
+    `truth(row)` gives the label map to be judged at, of any size; by default the one of the batch.
+    """
+    network.eval()
+    matrices = []
+    for part in np.array_split(rows, max(1, len(rows) // 8)):
+        images, labels = batches.plain(part)
+        probability = part_probabilities(network, images, accelerator, mirror)
+        for row, one, label_map in zip(part, probability, labels, strict=True):
+            target = label_map if truth is None else torch.from_numpy(truth(row)).to(one.device, torch.long)
+            if target.shape != one.shape[1:]:
+                one = torch.nn.functional.interpolate(one[None], target.shape, mode="bilinear", align_corners=False)[0]
+            matrices.append(multiclass_confusion_matrix(one.argmax(0), target, num_classes=len(one), ignore_index=IGNORED))
+    return torch.stack(matrices).cpu()
+
+
+def f1_scores(confusion: torch.Tensor) -> torch.Tensor:
+    """F1 (Dice) of each class from confusion matrices (..., C, C): 2 TP / (2 TP + FP + FN), NaN where a class is in neither map."""
+    hits = confusion.diagonal(dim1=-2, dim2=-1).double()
+    return 2 * hits / (confusion.sum(-1) + confusion.sum(-2))
 
 
 # ---------------------------------------------------------------- heatmaps

@@ -33,9 +33,25 @@ NEEDS = {
     "2.1": ["1.5"],
     "2.2": ["2.1"],
     "3.1": ["0.1"],
+    "3.2": ["3.1"],
+    "3.3": ["3.1"],
+    "3.4": ["3.1"],
 }
 EVERYWHERE = {"data", "output", "photographs", "device", "seed", "tracker"}  # settings that also reach the stages before
-PATHS = {"data", "output", "photographs", "weights", "unseen_persons", "landmark_test", "images", "masks", "split_file"}
+PATHS = {
+    "data",
+    "output",
+    "photographs",
+    "weights",
+    "unseen_persons",
+    "landmark_test",
+    "images",
+    "masks",
+    "split_file",
+    "encoder_weights",
+    "own_photographs",
+    "video",
+}
 
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages: a training step on a processor gains a tenth
@@ -59,7 +75,8 @@ def source_hash(notebook: nbformat.NotebookNode) -> str:
 
 
 def value_of(name: str, text: str):
-    if name in PATHS and not (name == "unseen_persons" and re.fullmatch(r"\d+|\[.*", text)):
+    words = {"unseen_persons": r"\d+|\[.*", "encoder_weights": "imagenet"}  # what is no path all the same
+    if name in PATHS and not re.fullmatch(words.get(name, ""), text):
         return str(Path(text).expanduser().resolve())
     try:
         return ast.literal_eval(text)
@@ -167,9 +184,9 @@ def main() -> None:
     settings = {name.lower(): value_of(name.lower(), value) for name, value in pairs}
     asked = [stage for stage in NEEDS if stage != "0.1" or options.dataset == "sample"] if "all" in options.stages else options.stages
     series = Series(options.dataset, settings)
-    unknown = set(settings) - EVERYWHERE - set().union(*(parameters_of(nbformat.read(notebook_of(s), 4)) for s in asked))
+    unknown = set(settings) - EVERYWHERE - set().union(*(parameters_of(nbformat.read(notebook_of(stage), 4)) for stage in NEEDS))
     if unknown:
-        sys.exit(f"No notebook that was asked for has a parameter named {', '.join(sorted(unknown))}.")
+        sys.exit(f"No notebook has a parameter named {', '.join(sorted(unknown))}.")
     order = series.order(asked)
     for number, stage in enumerate(order, 1):
         series.bring_up_to_date(stage, stage in asked, f"[{number}/{len(order)}]")
