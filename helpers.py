@@ -710,6 +710,7 @@ MIRRORED_PARTS = [0] + [
     1 + PARTS.index({"l": "r", "r": "l"}[part[0]] + part[1:] if part[:2] in ("l_", "r_") and part[2:] != "lip" else part) for part in PARTS
 ]
 IGNORED = 255  # label of pixels that an augmentation moved in from outside the picture
+STATE_EVERY = 20.0  # seconds between two states on disk: a small network must not spend its time on writing them
 FACE_MEAN, FACE_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its encoders expect
 
 
@@ -725,9 +726,11 @@ def part_store(
     images, failures = photograph_store(photographs, names, matrices, size, folders.runs / "stores" / f"parts_{size}.npy")
     if failures:
         raise ValueError(f"{next(iter(failures.values()))}; delete it and run 3.1 again, it sets such photographs aside: make 3.1")
-    return images, np.stack(
-        [cv2.resize(read_label_map(folders, one, kind), (size, size), interpolation=cv2.INTER_NEAREST_EXACT) for one in image_ids]
-    )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        maps = pool.map(
+            lambda one: cv2.resize(read_label_map(folders, one, kind), (size, size), interpolation=cv2.INTER_NEAREST_EXACT), image_ids
+        )
+        return images, np.stack(list(maps))
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -898,7 +901,7 @@ def fit_segmenter(
         history.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "val_score": judge(average.module), "seconds": seconds})
         if history[-1]["val_score"] >= max(row["val_score"] for row in history):
             save_weights(average.module, best)
-        due = time.perf_counter() - saved > 20  # seconds: a small network must not spend its time on writing its state
+        due = time.perf_counter() - saved >= STATE_EVERY
         checkpoint.save(history, due)
         saved = time.perf_counter() if due else saved
     write_atomically(notes, lambda path: path.write_text(json.dumps({"settings": checkpoint.settings, "history": history})))

@@ -1,12 +1,10 @@
 """3.1: label maps are what the masks say, the counts are the label maps', a broken mask is set aside."""
 
-import shutil
-
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import definitions, run_stages
+from conftest import copy_series, definitions, run_stages
 
 from helpers import PARTS
 
@@ -63,7 +61,7 @@ def test_split_has_the_counts_and_shares_the_rare(counts):
 
 def test_broken_masks_are_set_aside(series, tmp_path):
     output = tmp_path / "broken"
-    shutil.copytree(series, output)
+    copy_series(series, output)
     folder = output / "data/sample/CelebAMask-HQ"
     first, second, third = split_of(series).index[:3]
     broken = next((folder / "CelebAMask-HQ-mask-anno").glob(f"*/{int(first):05d}_skin.png"))
@@ -82,7 +80,7 @@ def test_broken_masks_are_set_aside(series, tmp_path):
 
 def test_an_own_split_is_taken_as_it_is(series, tmp_path):
     output = tmp_path / "own"
-    shutil.copytree(series, output)
+    copy_series(series, output)
     own = pd.DataFrame({"image_id": split_of(series).index, "split": "train"})
     own.loc[:3, "split"] = ["val", "test", "val", "test"]
     own.to_csv(tmp_path / "own.csv", index=False)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from conftest import known, ROOT, run_stages, SMALL
+from conftest import copy_series, known, ROOT, run_stages, SMALL
 
 from notebooks.run import NEEDS, notebook_of
 
@@ -105,7 +105,7 @@ def test_alignment_puts_the_points_on_the_template(series):
 
 def test_weights_are_loaded_and_not_trained(series, tmp_path):
     output = tmp_path / "copy"
-    shutil.copytree(series, output)
+    copy_series(series, output)
     before = manifest(output, "landmark_report")
     weights = output / "runs/sample/model_params_stackedhourglass.pt"
     stamp = weights.stat().st_mtime_ns
@@ -120,7 +120,7 @@ def test_weights_are_loaded_and_not_trained(series, tmp_path):
 def test_weights_serve_another_set_of_persons(series, tmp_path):
     """With one person fewer the head no longer fits: trunk and neck are kept, centres come from the training photographs."""
     output = tmp_path / "others"
-    shutil.copytree(series, output)
+    copy_series(series, output)
     for name in ("train", "val"):
         frame = manifest(output, name).query("label > 0")
         frame.assign(label=frame["label"] - 1).to_csv(output / f"csv/sample/{name}.csv", index=False)
@@ -144,7 +144,7 @@ def test_selection_is_the_same_twice(series, tmp_path):
 def test_killed_training_resumes_to_the_same_numbers(series, tmp_path, stage, folder):
     """kill -9 after the first epoch; the second run must end with the numbers of an uninterrupted one."""
     output = tmp_path / "killed"
-    shutil.copytree(series, output)
+    copy_series(series, output)
     checkpoints = output / "runs/sample/checkpoints"
     uninterrupted = pd.read_csv(checkpoints / f"{folder}_history.csv")
     shutil.rmtree(checkpoints / folder)
@@ -170,7 +170,7 @@ def test_killed_training_resumes_to_the_same_numbers(series, tmp_path, stage, fo
 
 def test_deleted_manifest_is_made_again(series, tmp_path):
     output = tmp_path / "deleted"
-    shutil.copytree(series, output)
+    copy_series(series, output)
     (output / "csv/sample/cropped_landmarks.csv").unlink()
     done = run_stages(output, "1.3")
     assert "1.1_subset_selection: up to date" in done.stdout
@@ -180,7 +180,7 @@ def test_deleted_manifest_is_made_again(series, tmp_path):
 
 def test_missing_column_is_named(series, tmp_path):
     output = tmp_path / "column"
-    shutil.copytree(series, output)
+    copy_series(series, output)
     path = output / "csv/sample/selected.csv"
     pd.read_csv(path).drop(columns="box_width").to_csv(path, index=False)
     (output / "runs/sample/notebooks/1.3.json").unlink()
@@ -196,7 +196,7 @@ def test_bad_photographs_are_set_aside(series, tmp_path):
     from PIL import Image
 
     output = tmp_path / "bad"
-    shutil.copytree(series, output)
+    copy_series(series, output)
     before = manifest(output, "cropped_landmarks")
     names = before["image_id"].tolist()[:4]
     folder = output / "data/sample/celeba/img_celeba"
