@@ -30,6 +30,7 @@ import pandera.pandas as pa
 import torch
 import torchvision
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from PIL import Image, ImageOps
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 from torchvision import tv_tensors
@@ -419,7 +420,7 @@ class Checkpoint:
         if self.accelerator.is_main_process:
             table = pd.DataFrame(history)
             write_atomically(self.folder.with_name(self.folder.name + "_history.csv"), lambda path: table.to_csv(path, index=False))
-        self.accelerator.log(history[-1], step=len(history))
+        self.accelerator.log({f"{self.folder.name}/{name}": value for name, value in history[-1].items()}, step=len(history))
         if not keep_state:
             return
         if self.accelerator.is_main_process:
@@ -718,7 +719,8 @@ def part_store(
     folders: SimpleNamespace, image_ids: Sequence[str], size: int, photographs: str | Path, kind: str = "label_maps"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Photographs and label maps of 3.1 at one size: (N, size, size, 3) uint8 RGB and (N, size, size) uint8, in the order of `image_ids`."""
-    photographs, names = Path(photographs), [f"{image_id}.jpg" for image_id in image_ids]
+    photographs, image_ids = Path(photographs), list(image_ids)
+    names = [f"{image_id}.jpg" for image_id in image_ids]
     sides = np.array([picture_size(photographs / name) for name in names], float)
     matrices = np.zeros((len(names), 2, 3))
     matrices[:, 0, 0], matrices[:, 1, 1] = (size / sides).T
@@ -726,11 +728,30 @@ def part_store(
     images, failures = photograph_store(photographs, names, matrices, size, folders.runs / "stores" / f"parts_{size}.npy")
     if failures:
         raise ValueError(f"{next(iter(failures.values()))}; delete it and run 3.1 again, it sets such photographs aside: make 3.1")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        maps = pool.map(
-            lambda one: cv2.resize(read_label_map(folders, one, kind), (size, size), interpolation=cv2.INTER_NEAREST_EXACT), image_ids
+
+    def fill(path: Path) -> None:
+        maps = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(names), size, size))
+
+        def one(index: int) -> None:
+            maps[index] = cv2.resize(read_label_map(folders, image_ids[index], kind), (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(one, range(len(names))))
+        maps.flush()
+
+    path = write_atomically(folders.runs / "stores" / f"{kind}_{size}.npy", fill)
+    return images, np.load(path, mmap_mode="r")
+
+
+def split_rows(split: pd.DataFrame, without: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Positions in `split` of the photographs that train, choose the epoch (val) and judge (test), those in `without` left out."""
+    rows = {part: np.flatnonzero((split["split"] == part) & ~split["image_id"].isin(without)) for part in ("train", "val", "test")}
+    empty = [part for part, index in rows.items() if not len(index)]
+    if empty:
+        raise ValueError(
+            f"segmentation_split.csv has no photographs left for {' and '.join(empty)}: make 3.1 with other counts, or another split file"
         )
-        return images, np.stack(list(maps))
+    return rows
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -790,7 +811,7 @@ class MirrorParts(v2.Transform):
             return inpt
         mirrored = v2.functional.horizontal_flip(inpt)
         return (
-            tv_tensors.wrap(torch.tensor(mirror_table(), dtype=inpt.dtype)[mirrored.long()], like=inpt)
+            tv_tensors.wrap(torch.tensor(mirror_table(), dtype=inpt.dtype, device=inpt.device)[mirrored.long()], like=inpt)
             if isinstance(inpt, tv_tensors.Mask)
             else mirrored
         )
@@ -818,18 +839,17 @@ class PartBatches:
         self.images, self.label_maps, self.device, self.augmentation = images, label_maps, device, augmentation
 
     def plain(self, rows) -> tuple[torch.Tensor, torch.Tensor]:
-        images = torch.from_numpy(self.images[np.asarray(rows)]).permute(0, 3, 1, 2)
-        return self.ready(images), torch.from_numpy(self.label_maps[np.asarray(rows)]).to(self.device, torch.long)
+        images = torch.tensor(self.images[np.asarray(rows)]).permute(0, 3, 1, 2)
+        return self.ready(images), torch.tensor(self.label_maps[np.asarray(rows)]).to(self.device, torch.long)
 
     def augmented(self, rows) -> tuple[torch.Tensor, torch.Tensor]:
         if self.augmentation is None:
             return self.plain(rows)
-        pairs = [
-            self.augmentation(
-                tv_tensors.Image(torch.tensor(self.images[row]).permute(2, 0, 1)), tv_tensors.Mask(torch.tensor(self.label_maps[row]))
-            )
-            for row in rows
-        ]
+        pairs = []
+        for row in rows:
+            image = torch.tensor(self.images[row], device=self.device).permute(2, 0, 1)
+            label_map = torch.tensor(self.label_maps[row], device=self.device)
+            pairs.append(self.augmentation(tv_tensors.Image(image), tv_tensors.Mask(label_map)))
         return self.ready(torch.stack([image for image, _ in pairs])), torch.stack([mask for _, mask in pairs]).to(self.device, torch.long)
 
     def ready(self, images: torch.Tensor) -> torch.Tensor:
@@ -880,6 +900,7 @@ def fit_segmenter(
     if finished.get("settings") == checkpoint.settings:
         load_weights(average.module, best)
         return average.module.eval(), pd.DataFrame(finished["history"])
+    notes.unlink(missing_ok=True)  # from here on `best` is no longer what they say
     history, saved = checkpoint.resume(), time.perf_counter()
     for epoch in range(len(history), epochs):
         torch.manual_seed(1000 * settings["seed"] + epoch)
@@ -901,7 +922,7 @@ def fit_segmenter(
         history.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "val_score": judge(average.module), "seconds": seconds})
         if history[-1]["val_score"] >= max(row["val_score"] for row in history):
             save_weights(average.module, best)
-        due = time.perf_counter() - saved >= STATE_EVERY
+        (due,) = broadcast_object_list([time.perf_counter() - saved >= STATE_EVERY])  # all processes save, or none
         checkpoint.save(history, due)
         saved = time.perf_counter() if due else saved
     write_atomically(notes, lambda path: path.write_text(json.dumps({"settings": checkpoint.settings, "history": history})))

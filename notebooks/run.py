@@ -37,7 +37,7 @@ NEEDS = {
     "3.3": ["3.1"],
     "3.4": ["3.1"],
 }
-EVERYWHERE = {"data", "output", "photographs", "device", "seed", "tracker"}  # settings that also reach the stages before
+EVERYWHERE = {"data", "output", "photographs", "images", "device", "seed", "tracker"}  # settings that also reach the stages before
 PATHS = {
     "data",
     "output",

@@ -1,5 +1,7 @@
 """3.2 to 3.4: labels follow the mirror, metrics and losses agree with others', interrupted training goes on, any photograph is masked."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -44,14 +46,16 @@ def test_augmentation_moves_photograph_and_labels_together():
     label_map = np.zeros((96, 96), np.uint8)
     label_map[20:70, 30:60] = LABEL["skin"]
     label_map[60:90, 10:40] = LABEL["hair"]
-    image = np.stack([40 * label_map % 256] * 3, -1).astype(np.uint8)
+    grey = torch.zeros(256, dtype=torch.long)
+    grey[LABEL["skin"]], grey[LABEL["hair"]] = 120, 240
+    image = np.stack([grey.numpy()[label_map]] * 3, -1).astype(np.uint8)
     place = helpers.v2.Compose([step for step in helpers.part_augmentation(64, 96).transforms if "Color" not in type(step).__name__][:3])
     torch.manual_seed(0)
     for _ in range(8):
         moved, labels = place(tv_tensors.Image(torch.tensor(image).permute(2, 0, 1)), tv_tensors.Mask(torch.tensor(label_map)))
         known_pixels = labels != IGNORED
-        expected = (40 * labels.long() % 256)[known_pixels]
-        assert ((moved[0].long()[known_pixels] - expected).abs() < 60).float().mean() > 0.93
+        expected = grey[labels.long()][known_pixels]
+        assert ((moved[0].long()[known_pixels] - expected).abs() < 50).float().mean() > 0.93
 
 
 def test_store_is_the_photograph_and_its_labels(series):
@@ -155,7 +159,7 @@ def test_rare_photographs_come_up_more_often():
 @pytest.mark.parametrize("kind", ["hand", "microphone", "thing", "cloth mask", "rectangles"])
 def test_what_is_held_before_the_face_is_cut_out_and_nothing_else(kind):
     space = definitions("3.4", "ellipse", "rod", "hand", "microphone", "thing", "rectangles", "cloth_mask", "skin_of", "surface_of", "hold")
-    picture = np.full((96, 96, 3), 128, np.uint8)
+    picture = np.random.default_rng(2).integers(0, 255, (96, 96, 3)).astype(np.uint8)
     face = (np.hypot(*(np.indices((96, 96)) - 48)) < 30).astype(np.uint8)
     other = np.random.default_rng(1).integers(0, 255, (96, 96, 3)).astype(np.uint8)
     hidden = 0
@@ -166,7 +170,7 @@ def test_what_is_held_before_the_face_is_cut_out_and_nothing_else(kind):
         assert (left <= face).all(), "no pixel becomes face"
         hidden += (left < face).sum()
         same = (drawn == picture).all(-1)
-        assert (left[same] == face[same]).all(), "where the photograph is as it was, so is the truth"
+        assert (left[same] != face[same]).sum() < 5, "where the photograph is as it was, so is the truth (but for chance)"
     assert hidden > 12 * 20
 
 
@@ -281,7 +285,7 @@ def test_any_photograph_gets_a_mask_of_its_size(series, tmp_path):
     weights = output / "runs/sample/model_params_face_mask.pt"
     settings = {name: value for name, value in known(("3.4",)).items() if not name.endswith("epochs")}
     run_stages(output, "3.4", weights=weights, own_photographs=own, **settings)
-    masks = {path.stem: Image.open(path).size for path in (output / "runs/sample/face_masks").glob("*.png")}
+    masks = {Path(path.stem).stem: Image.open(path).size for path in (output / "runs/sample/face_masks").glob("*.png")}
     for name in ("grey", "cmyk", "alpha", "sixteen"):
         assert masks[name] == source.size
     assert masks["turned"] == source.size[::-1]
@@ -294,3 +298,13 @@ def test_any_photograph_gets_a_mask_of_its_size(series, tmp_path):
 def test_the_clip_becomes_a_gif(series):
     gif = Image.open(series / "runs/sample/face_masks.gif")
     assert gif.n_frames == 20
+
+
+def test_a_split_without_photographs_to_judge_is_refused(series, tmp_path):
+    output = tmp_path / "split"
+    copy_series(series, output)
+    path = output / "csv/sample/segmentation_split.csv"
+    pd.read_csv(path).replace({"split": {"test": "train"}}).to_csv(path, index=False)
+    done = run_stages(output, "3.3", check=False, gamma=1.0, **known(("3.3",)))
+    assert done.returncode != 0
+    assert "no photographs left for test" in done.stdout + done.stderr
