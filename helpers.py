@@ -919,6 +919,8 @@ def fit_segmenter(
             average.update_parameters(accelerator.unwrap_model(network))
             losses.append(loss.item())
         seconds = time.perf_counter() - started
+        with accelerator.autocast():  # the averaged weights need statistics of their own, or they are judged by those of others
+            torch.optim.swa_utils.update_bn((batches.augmented(batch.tolist())[0] for batch in order[:12]), average.module)
         history.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "val_score": judge(average.module), "seconds": seconds})
         if history[-1]["val_score"] >= max(row["val_score"] for row in history):
             save_weights(average.module, best)
