@@ -811,15 +811,13 @@ class MirrorParts(v2.Transform):
             return inpt
         mirrored = v2.functional.horizontal_flip(inpt)
         return (
-            tv_tensors.wrap(torch.tensor(mirror_table(), dtype=inpt.dtype, device=inpt.device)[mirrored.long()], like=inpt)
+            tv_tensors.wrap(
+                torch.tensor([*MIRRORED_PARTS, *range(len(MIRRORED_PARTS), 256)], dtype=inpt.dtype, device=inpt.device)[mirrored.long()],
+                like=inpt,
+            )
             if isinstance(inpt, tv_tensors.Mask)
             else mirrored
         )
-
-
-def mirror_table() -> list[int]:
-    """The label of each label 0..255 once the picture is mirrored."""
-    return MIRRORED_PARTS + list(range(len(MIRRORED_PARTS), 256))
 
 
 def part_augmentation(crop: int, size: int) -> v2.Compose:
