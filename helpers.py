@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -449,6 +449,12 @@ def moving_average(network: torch.nn.Module, decay: float = 0.998) -> torch.opti
         torch._foreach_lerp_(average, current, 1 - keep)
 
     return torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=follow)
+
+
+def refresh_normalisation(average: torch.nn.Module, images: Iterable[torch.Tensor], accelerator: Accelerator) -> None:
+    """Gives averaged weights batch statistics of their own, from some batches of `images`; those that were copied belong to other weights."""
+    with accelerator.autocast():
+        torch.optim.swa_utils.update_bn(images, average)
 
 
 def save_weights(network: torch.nn.Module, path: str | Path) -> Path:
@@ -917,8 +923,7 @@ def fit_segmenter(
             average.update_parameters(accelerator.unwrap_model(network))
             losses.append(loss.item())
         seconds = time.perf_counter() - started
-        with accelerator.autocast():  # the averaged weights need statistics of their own, or they are judged by those of others
-            torch.optim.swa_utils.update_bn((batches.augmented(batch.tolist())[0] for batch in order[:12]), average.module)
+        refresh_normalisation(average.module, (batches.augmented(batch.tolist())[0] for batch in order[:12]), accelerator)
         history.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "val_score": judge(average.module), "seconds": seconds})
         if history[-1]["val_score"] >= max(row["val_score"] for row in history):
             save_weights(average.module, best)
