@@ -10,6 +10,7 @@ import copy
 import hashlib
 import inspect
 import json
+import linecache
 import math
 import os
 import random
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,8 +59,10 @@ TEMPLATE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.73
 # ---------------------------------------------------------------- folders and files
 
 
-def open_dataset(name: str, data: str | Path | None = None, output: str | Path | None = None, needs: str = "celeba") -> SimpleNamespace:
-    """The folders of one data set: `.data`, in it the folder that a stage `needs`, `.csv` and `.runs` to write to (both are made).
+def open_dataset(
+    name: str, data: str | Path | None = None, output: str | Path | None = None, needs: str | None = "celeba"
+) -> SimpleNamespace:
+    """The folders of one data set: `.data`, in it the folder that a stage `needs` (or None), `.csv` and `.runs` to write to (both are made).
 
     `data` holds `celeba/`, `CelebAMask-HQ/` and so on; by default `data/<name>/` for the sample and `data/` for real
     sets. `output` holds `csv/` and `runs/`; by default the project itself.
@@ -69,6 +73,8 @@ def open_dataset(name: str, data: str | Path | None = None, output: str | Path |
     folders.csv, folders.runs = output / "csv" / name, output / "runs" / name
     for folder in (folders.csv, folders.runs):
         folder.mkdir(parents=True, exist_ok=True)
+    if needs is None:
+        return folders
     if not (data / needs).is_dir() and name == "sample":
         print("The sample is not drawn yet: notebook 0.1 does it now, in a minute or two.")
         subprocess.run([sys.executable, ROOT / "notebooks" / "run.py", "0.1", "--set", f"OUTPUT={output}"], check=True)
@@ -116,6 +122,11 @@ _boxes = {name: pa.Column(**_number) for name in BOX_COLUMNS}
 _splits = pa.Column(str, pa.Check.isin(["train", "val", "unseen", "extra", "spare", "judge"]))
 _landmark_splits = pa.Column(str, pa.Check.isin(["train", "val", "test", "unused"]))
 _report = {"image_id": str, "label": _label, "predicted": _label, "is_recognized": bool, "score": _score}
+_optional = pa.Column(float, nullable=True, required=False)
+_translation = {
+    **dict.fromkeys(("pair", "direction", "pictures", "features"), str), "count": _label, **dict.fromkeys(("kid", "kid_spread", "fid"), float),
+    "taken_for_target": _score, "cycle_l1": _optional, "cycle_ssim": _optional,
+}  # fmt: skip
 
 # Every manifest that goes from one notebook to another: who makes it, and what it holds.
 SCHEMAS = {
@@ -151,6 +162,8 @@ SCHEMAS = {
     "occlusion_scores": _schema(
         "3.4", unique=("model", "photographs"), model=str, photographs=str, count=_label, dice=_score, iou=_score, boundary_f=_score
     ),
+    "cyclegan_scores": _schema("4.1", unique=("pair", "direction", "pictures"), **_translation),
+    "portrait_scores": _schema("4.2", unique=("pair", "direction", "pictures"), **_translation),
     "part_overlaps": _schema("3.1", unique=("part", "other"), part=str, other=str, photographs=_label, pixels=_label, mean_pixels=float),
 }
 
@@ -474,20 +487,35 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{shown(path)} is not a readable file of weights ({type(error).__name__}); fetch or train it again.") from error
 
 
-def export_program(module: torch.nn.Module, example: torch.Tensor, path: str | Path) -> Path:
+def export_program(module: torch.nn.Module, example: torch.Tensor, path: str | Path, **facts) -> Path:
     """Writes what `module` computes with torch.export, for any number of pictures; checks that the file gives the same numbers.
 
-    A later notebook runs it without the class: `torch.export.load(path).module()`.
+    A later notebook runs it without the class, by `load_program`; `facts` (JSON) say what it has to know, such as sizes.
     """
     module = copy.deepcopy(module).cpu().to(memory_format=torch.contiguous_format).eval()
     program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("faces", min=1)},))
-    path = write_atomically(path, lambda temporary: torch.export.save(program, str(temporary)))
+    path = write_atomically(
+        path, lambda temporary: torch.export.save(program, str(temporary), extra_files={"facts.json": json.dumps(facts)})
+    )
     with torch.inference_mode():
         difference = (torch.export.load(str(path)).module()(example[:1]) - module(example[:1])).abs().max().item()
     if difference > 1e-4:
         raise RuntimeError(f"{shown(path)} differs from its network by {difference:.1e}.")
     print(f"{shown(path)}: {path.stat().st_size / 1e6:.1f} MB, differs from the network by {difference:.1e}")
     return path
+
+
+def load_program(path: str | Path, maker: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], SimpleNamespace]:
+    """An exported program and its facts; a missing or foreign file is named with the notebook, `maker`, that writes it."""
+    path, extra = Path(path), {"facts.json": ""}
+    if not path.exists():
+        raise FileNotFoundError(f"{shown(path)} is missing. Notebook {maker} makes it: make {maker}")
+    try:
+        program = torch.export.load(str(path), extra_files=extra).module()
+        facts = SimpleNamespace(**json.loads(extra["facts.json"]))
+    except Exception as error:
+        raise ValueError(f"{shown(path)} cannot be read as an exported program ({type(error).__name__}): make {maker} anew.") from error
+    return program, facts
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> None:
@@ -936,6 +964,18 @@ def fit_segmenter(
     return average.module.eval(), pd.DataFrame(history)
 
 
+class EmbeddingProgram(torch.nn.Module):
+    """What is exported of a recogniser: pictures (N, 3, S, S) in 0..1 -> unit embeddings (N, 512), each with its mirror image's."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = (images - 0.45) / 0.25
+        return torch.nn.functional.normalize(self.network.embed(images) + self.network.embed(images.flip(3)))
+
+
 class PartProgram(torch.nn.Module):
     """What is exported: pictures (N, 3, S, S) in 0..1 -> probabilities (N, C, S, S); it normalises for the encoder itself."""
 
@@ -989,6 +1029,175 @@ def f1_scores(confusion: torch.Tensor) -> torch.Tensor:
     """F1 (Dice) of each class from confusion matrices (..., C, C): 2 TP / (2 TP + FP + FN), NaN where a class is in neither map."""
     hits = confusion.diagonal(dim1=-2, dim2=-1).double()
     return 2 * hits / (confusion.sum(-1) + confusion.sum(-2))
+
+
+# ---------------------------------------------------------------- any photograph
+
+
+class FaceFinder:
+    """Faces and their five landmarks in any photograph, by the exported program of 1.4.
+
+    The program says where the points are, not whether there is a face. So it looks twice: a face that is cut out again,
+    upright and at its usual size, has its points where they were; anything else moves. Windows from large to small are
+    tried until something holds still. Where nothing is sure the likeliest place is returned, with its lower confidence.
+    """
+
+    SURE, LIKELY = (0.95, 0.05), (0.85, 0.06)  # at least so confident, moved by no more than this share of the eye distance
+
+    def __init__(self, path: str | Path) -> None:
+        self.program, facts = load_program(path, "1.4")
+        self.size, self.usual = facts.input_size, np.array(facts.usual)
+
+    def look(self, photograph: np.ndarray, matrices: np.ndarray, mirror: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Landmarks in the photograph, (N, 5, 2), and confidence, (N,), seen through `matrices` (N, 2, 3) photograph -> picture."""
+        read, sure = [], []
+        for some in np.array_split(matrices, -(-len(matrices) // 32)):
+            crops = np.stack([warp_photograph(photograph, matrix, self.size) for matrix in some])
+            images = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+            with torch.inference_mode():
+                maps = self.program(images)
+                if mirror:
+                    maps = (maps + self.program(images.flip(3)).flip(3)[:, FLIPPED_POINTS]) / 2
+            cells, confidence = decode_heatmaps(maps)
+            stride = self.size / maps.shape[-1]
+            points = cells.numpy().astype(float) * stride + (stride - 1) / 2
+            read.append(apply_affine(invert_affine(some), points))
+            sure.append(confidence.mean(1).numpy())
+        return np.concatenate(read), np.concatenate(sure)
+
+    def refine(self, photograph: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A second look at faces with these points, (N, 5, 2): points, confidence (N,), how far they moved in eye distances (N,)."""
+        again, confidence = self.look(photograph, fit_similarity(points, self.usual))
+        apart = np.maximum(np.linalg.norm(again[:, 0] - again[:, 1], axis=-1), 1e-6)
+        return again, confidence, np.linalg.norm(again - points, axis=-1).mean(1) / apart
+
+    def windows(self, shape: Sequence[int], share: float) -> np.ndarray:
+        """Overlapping squares of `share` of the shorter side, closer to each other the larger they are: boxes (N, 4)."""
+        side = share * min(shape[:2])
+        step = (0.35 if share > 0.4 else 0.5) * side
+        x, y = (np.linspace(0, length - side, 1 + int(np.ceil((length - side) / step))) for length in (shape[1], shape[0]))
+        corners = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+        return np.concatenate([corners, np.full_like(corners, side)], 1)
+
+    def __call__(self, photograph: np.ndarray, starts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Landmarks (N, 5, 2) and confidence (N,), the largest face first; N may be 0. `starts`: points of a detector, (N, 5, 2)."""
+        likely = np.zeros((0, 5, 2)), np.zeros(0)
+        zoom = min(1.0, 640 / min(photograph.shape[:2]))  # to search, not to read points
+        small = cv2.resize(photograph, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA) if zoom < 1 else photograph
+        for shares in ((1.0, 0.8, 0.62), (0.45, 0.32), (0.2,)) if starts is None else ((),):
+            points = starts
+            if starts is None:
+                boxes = np.concatenate([self.windows(small.shape, share) for share in shares])
+                points = self.look(small, square_matrix(boxes, self.size), mirror=False)[0] / zoom
+                points = points[np.linalg.norm(points[:, 0] - points[:, 1], axis=-1) > 6]  # pixels between the eyes
+            if len(points):
+                points, _, _ = self.refine(photograph, points)
+                points, confidence, moved = self.refine(photograph, points)
+                usable = self.plausible(points, photograph.shape)
+                sure, maybe = (usable & (confidence > least) & (moved < most) for least, most in (self.SURE, self.LIKELY))
+                if sure.any():
+                    return self.distinct(points[sure], confidence[sure])
+                if maybe.any() and confidence[maybe].max() > likely[1].max(initial=0):
+                    best = np.flatnonzero(maybe)[confidence[maybe].argmax()]
+                    likely = points[best : best + 1], confidence[best : best + 1]
+            if min(photograph.shape[:2]) * min(shares, default=0) < 32:
+                break
+        return likely
+
+    def plausible(self, points: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Whether points (N, 5, 2) lie like a face, mostly inside a photograph of this shape: (N,) bool."""
+        usual_width = np.linalg.norm(self.usual[0] - self.usual[1])
+        matrix = fit_similarity(points, self.usual)
+        misfit = np.linalg.norm(apply_affine(matrix, points) - self.usual, axis=-1).mean(1) / usual_width
+        middle = points.mean(1)
+        inside = ((middle >= 0) & (middle < np.array(shape[1::-1]))).all(1)
+        return (misfit < 0.2) & inside & (points[:, 0, 0] < points[:, 1, 0] + 1e-9)
+
+    @staticmethod
+    def distinct(points: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One entry per face: of those closer than two eye distances the surest; the largest face first."""
+        width = np.linalg.norm(points[:, 0] - points[:, 1], axis=-1)
+        kept: list[int] = []
+        for index in np.argsort(-confidence):
+            apart = [np.linalg.norm(points[index].mean(0) - points[other].mean(0)) / max(width[index], width[other]) for other in kept]
+            if all(distance > 2 for distance in apart):
+                kept.append(int(index))
+        kept.sort(key=lambda index: -width[index])
+        return points[kept], confidence[kept]
+
+
+def paste_back(photograph: np.ndarray, picture: np.ndarray, matrix: np.ndarray, edge: float = 0.2) -> np.ndarray:
+    """`picture` (S, S, 3), made of a crop by `matrix` photograph -> crop, back in its place, fading out over `edge` of its side."""
+    size = len(picture)
+    ramp = np.clip(np.minimum(np.arange(size) + 0.5, size - 0.5 - np.arange(size)) / (edge * size), 0, 1)
+    weight = np.minimum(ramp[:, None], ramp[None]) ** 2 * (3 - 2 * np.minimum(ramp[:, None], ramp[None]))
+    back, shape = invert_affine(matrix), photograph.shape[1::-1]
+    layer = cv2.warpAffine(picture.astype(np.float32), back, shape, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    weight = cv2.warpAffine(weight.astype(np.float32), back, shape, flags=cv2.INTER_LINEAR)[..., None]
+    return np.clip(weight * layer + (1 - weight) * photograph, 0, 255).round().astype(np.uint8)
+
+
+# ---------------------------------------------------------------- two domains of pictures
+
+
+def list_pictures(folder: str | Path) -> list[Path]:
+    """The picture files of a folder, sorted; one sentence where there is no such folder or no picture in it."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {shown(folder)}: check its name.")
+    endings = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in endings and not path.name.startswith(".")]
+    if not files:
+        raise FileNotFoundError(f"There is no picture in {shown(folder)}: put JPEG or PNG files there, or name another folder.")
+    return files
+
+
+def two_domains(
+    pair: str | Path, folder_a: str | Path | None = None, folder_b: str | Path | None = None, kept: float = 0.1
+) -> dict[str, list[Path]]:
+    """Files of "trainA", "trainB", "testA", "testB": the folders of `pair`, or of any two folders every tenth picture to test.
+
+    The same folder twice is refused.
+    """
+    if bool(folder_a) != bool(folder_b):
+        raise ValueError("folder_a and folder_b belong together: give both, or neither.")
+    if not folder_a:
+        return {part: list_pictures(Path(pair) / part) for part in ("trainA", "trainB", "testA", "testB")}
+    if Path(folder_a).resolve() == Path(folder_b).resolve():
+        raise ValueError(f"folder_a and folder_b are the same folder, {shown(folder_a)}: a translation needs two kinds of pictures.")
+    parts = {}
+    for domain, folder in (("A", folder_a), ("B", folder_b)):
+        files = list_pictures(folder)
+        if len(files) < 4:
+            raise ValueError(f"{shown(folder)} holds {len(files)} pictures: at least 4 are needed, 2 to train and 2 to judge.")
+        test = set(files[:: max(2, round(1 / kept))] if len(files) >= 2 / kept else files[:2])
+        parts[f"train{domain}"], parts[f"test{domain}"] = [path for path in files if path not in test], sorted(test)
+    return {part: parts[part] for part in ("trainA", "trainB", "testA", "testB")}
+
+
+def domain_store(files: Sequence[Path], size: int, cache: str | Path) -> tuple[np.ndarray, dict[str, str]]:
+    """The middle square of each picture, whatever its size, at `size` pixels: ((N, size, size, 3) uint8, file -> why it was left out)."""
+    sides = np.array([picture_size(path) for path in files], float)
+    boxes = np.concatenate([(sides - sides.min(1, keepdims=True)) / 2, np.repeat(sides.min(1, keepdims=True), 2, 1)], 1)
+    store, failures = photograph_store(files[0].parent, [path.name for path in files], square_matrix(boxes, size), size, cache)
+    good = [index for index, path in enumerate(files) if path.name not in failures]
+    if not good:
+        raise ValueError(f"None of the {len(files)} pictures in {shown(files[0].parent)} can be read: {next(iter(failures.values()))}")
+    return (store if not failures else store[good]), {f"{files[0].parent.name}/{file}": reason for file, reason in failures.items()}
+
+
+def shared_definitions(notebook: str) -> SimpleNamespace:
+    """What the cells of `notebook` that are tagged "shared" define: a later notebook uses it without a copy.
+
+    Only imports and definitions are tagged, so nothing is run; `.source` is their text, for fingerprints.
+    """
+    cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    source = "\n\n\n".join("".join(cell["source"]) for cell in cells if "shared" in cell["metadata"].get("tags", []))
+    name = f"notebooks/{notebook}.ipynb"
+    module = types.ModuleType(name)
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # so that errors show the line
+    exec(compile(source, name, "exec"), module.__dict__)
+    return SimpleNamespace(**{key: value for key, value in vars(module).items() if not key.startswith("__")}, source=source)
 
 
 # ---------------------------------------------------------------- heatmaps

@@ -36,6 +36,8 @@ NEEDS = {
     "3.2": ["3.1"],
     "3.3": ["3.1"],
     "3.4": ["3.1"],
+    "4.1": ["0.1"],
+    "4.2": ["1.4"],
 }
 EVERYWHERE = {"data", "output", "photographs", "images", "device", "seed", "tracker"}  # settings that also reach the stages before
 PATHS = {
@@ -51,6 +53,9 @@ PATHS = {
     "encoder_weights",
     "own_photographs",
     "video",
+    "features",
+    "folder_a",
+    "folder_b",
 }
 
 
@@ -71,11 +76,18 @@ def parameters_of(notebook: nbformat.NotebookNode) -> set[str]:
 
 def source_hash(notebook: nbformat.NotebookNode) -> str:
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    for name in re.findall(r'shared_definitions\("(.+?)"\)', "\n".join(code)):
+        other = nbformat.read(HERE / f"{name}.ipynb", as_version=4)
+        code += [cell.source for cell in other.cells if "shared" in cell.metadata.get("tags", [])]
     return hashlib.sha256("\0".join([*code, (ROOT / "helpers.py").read_text()]).encode()).hexdigest()[:16]
 
 
 def value_of(name: str, text: str):
-    words = {"unseen_persons": r"\d+|\[.*", "encoder_weights": "imagenet"}  # what is no path all the same
+    words = {
+        "unseen_persons": r"\d+|\[.*",
+        "encoder_weights": "imagenet",
+        "features": "inception|classifier",
+    }  # what is no path all the same
     if name in PATHS and not re.fullmatch(words.get(name, ""), text):
         return str(Path(text).expanduser().resolve())
     try:
