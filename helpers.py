@@ -17,8 +17,12 @@ import random
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import types
+import urllib.request
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -103,6 +107,58 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def fetch(url: str, path: str | Path, size: int | None = None, sha256: str | None = None) -> Path:
+    """Downloads `url` to `path`, once: goes on where it broke off, checks size and hash, refuses a page in place of a file.
+
+    Until all is right it is called `<name>.part`. Raises OSError with one sentence.
+    """
+    path = Path(path)
+    if path.exists():
+        return path
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        if "text/html" in answer.headers.get("Content-Type", ""):
+            raise OSError(
+                f"{path.name}: {url} answers with a page, not a file; over its quota, or moved. Download it by hand to {shown(path)}"
+            )
+        goes_on = have and answer.status == 206
+        expected = int(answer.headers.get("Content-Length", 0)) + (have if goes_on else 0)
+        with open(part, "ab" if goes_on else "wb") as file:
+            shutil.copyfileobj(answer, file, 1 << 20)
+    got = part.stat().st_size
+    if got < (size or expected):
+        raise OSError(f"{path.name}: broke off after {got:,} of {size or expected:,} bytes; run again, it goes on from there.")
+    with open(part, "rb") as file:
+        right = got == (size or got) and sha256 in (None, hashlib.file_digest(file, "sha256").hexdigest())
+    if not right:
+        part.unlink()
+        raise OSError(f"{path.name}: {url} gave a file of other size or content than expected; it was thrown away. Try again later.")
+    return part.replace(path)
+
+
+def unpack(archive: str | Path, folder: str | Path) -> Path:
+    """Unpacks a zip or tar archive into `folder`; one with a path that leaves the folder is refused. Half an archive leaves nothing."""
+    archive, folder = Path(archive), Path(folder)
+    temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as packed:
+                if any(not (temporary / name).resolve().is_relative_to(temporary.resolve()) for name in packed.namelist()):
+                    raise ValueError(f"{archive.name} holds a path that leaves its folder; it is not unpacked.")
+                packed.extractall(temporary)
+        else:
+            with tarfile.open(archive) as packed:
+                packed.extractall(temporary, filter="data")
+        return temporary.rename(folder)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{archive.name} cannot be unpacked ({type(error).__name__}); fetch it again.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 # ---------------------------------------------------------------- manifests
 
 
@@ -164,6 +220,17 @@ SCHEMAS = {
     ),
     "cyclegan_scores": _schema("4.1", unique=("pair", "direction", "pictures"), **_translation),
     "portrait_scores": _schema("4.2", unique=("pair", "direction", "pictures"), **_translation),
+    "people": _schema(
+        "5.1",
+        unique=("image_id", "face"),
+        image_id=str,
+        face=_label,
+        person=pa.Column(str, nullable=True),
+        score=float,
+        confidence=_score,
+        milliseconds=float,
+        **_landmarks,
+    ),
     "part_overlaps": _schema("3.1", unique=("part", "other"), part=str, other=str, photographs=_label, pixels=_label, mean_pixels=float),
 }
 
@@ -275,6 +342,21 @@ def fit_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     linear = np.stack([np.stack([real, -imaginary], -1), np.stack([imaginary, real], -1)], -2)
     shift = to_mean[..., 0, :] - (linear @ from_mean.swapaxes(-1, -2))[..., 0]
     return np.concatenate([linear, shift[..., None]], -1)
+
+
+def celeba_hq_matrix(points: np.ndarray, size: int) -> np.ndarray:
+    """Matrices (N, 2, 3) that cut `size` px squares as in CelebA-HQ around landmarks (N, 5, 2).
+
+    Karras et al., Progressive growing of GANs (ICLR 2018), appendix C: eyes and mouth give centre, side and slant.
+    """
+    eyes, mouth = points[:, :2].mean(1), points[:, 3:].mean(1)
+    across, up = points[:, 1] - points[:, 0], eyes - mouth
+    side = np.maximum(4 * np.linalg.norm(across, axis=1), 3.6 * np.linalg.norm(up, axis=1))
+    along = across + np.stack([-up[:, 1], up[:, 0]], 1)  # and `up` turned to where the eyes' line should be
+    along /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
+    centre = eyes - 0.1 * up
+    corners = np.stack([centre - along * side[:, None] / 2, centre + along * side[:, None] / 2], 1)
+    return fit_similarity(corners, np.array([[-0.5, (size - 1) / 2], [size - 0.5, (size - 1) / 2]]))
 
 
 # ---------------------------------------------------------------- photographs

@@ -38,6 +38,7 @@ NEEDS = {
     "3.4": ["3.1"],
     "4.1": ["0.1"],
     "4.2": ["1.4"],
+    "5.1": ["2.2", "3.2", "3.4", "4.2"],
 }
 EVERYWHERE = {"data", "output", "photographs", "images", "device", "seed", "tracker"}  # settings that also reach the stages before
 PATHS = {
@@ -56,6 +57,9 @@ PATHS = {
     "features",
     "folder_a",
     "folder_b",
+    "photograph",
+    "people",
+    "detector",
 }
 
 
@@ -87,6 +91,8 @@ def value_of(name: str, text: str):
         "unseen_persons": r"\d+|\[.*",
         "encoder_weights": "imagenet",
         "features": "inception|classifier",
+        "photograph": "upload|webcam|https?://.*",
+        "detector": "yunet",
     }  # what is no path all the same
     if name in PATHS and not re.fullmatch(words.get(name, ""), text):
         return str(Path(text).expanduser().resolve())

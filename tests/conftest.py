@@ -16,7 +16,7 @@ SMALL = {
     "many_persons": 8, "few_persons": 10, "photographs_few": 9, "epochs": 2, "short_epochs": 1, "channels": 16, "face_size": 32,
     "tracker": '""', "persons": 6, "batch_size": 16, "masked_faces": 12, "unpaired": 4, "covered": 3,
     "architectures": ["FPN", "Segformer"], "table_size": 64, "table_epochs": 1, "plain_epochs": 1, "best_size": 128, "best_crop": 96,
-    "first_epochs": 1, "final_epochs": 1, "size": 64,
+    "first_epochs": 1, "final_epochs": 1, "size": 64, "classifier_steps": 10,
 }  # fmt: skip
 
 
