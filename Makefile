@@ -6,14 +6,16 @@ SETTINGS := DATA OUTPUT PHOTOGRAPHS DEVICE SEED TRACKER EPOCHS BATCH_SIZE WEIGHT
 ifdef PYTHON
 READY :=
 TEST_READY :=
+DEMO_READY :=
 else
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 TEST_READY := .venv/.ready_for_tests
+DEMO_READY := .venv/.ready_for_demo
 endif
 RUN = $(PYTHON) notebooks/run.py --dataset $(DATASET) --set $(foreach name,$(SETTINGS),$(if $($(name)),$(name)="$($(name))")) $(SET) --
 
-.PHONY: help run test lab outputs lint clean $(STAGES)
+.PHONY: help run test lab demo badges outputs lint clean $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,6 +31,10 @@ help:  ## this list
 
 .venv/.ready_for_tests: .venv/.ready tests/requirements.txt
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+.venv/.ready_for_demo: .venv/.ready notebooks/demo_requirements.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r notebooks/demo_requirements.txt
 	@touch $@
 
 run: $(READY)  ## the whole series on the embedded sample, or on DATASET=celeba DATA=...
@@ -49,6 +55,13 @@ lint: $(TEST_READY)  ## mend the style of all Python, notebooks included
 
 lab: $(READY)  ## open the notebooks
 	@$(PYTHON) -m jupyter lab notebooks
+
+demo: $(DEMO_READY)  ## a page on 127.0.0.1: drop a photograph, see every stage (after make 5.1)
+	@$(PYTHON) notebooks/demo.py --dataset $(DATASET) $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(PORT),--port $(PORT))
+
+badges: $(READY)  ## REPO=owner/name: stamps the repository's name into badges and set-up cells
+	@test -n "$(REPO)" || { echo "Say whose: make badges REPO=owner/name"; exit 1; }
+	@$(PYTHON) notebooks/badges.py $(REPO)
 
 clean:  ## remove runs/ and the drawn sample; keeps data you brought and .venv
 	@rm -rf runs data/sample csv/*/.[0-9]*

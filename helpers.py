@@ -87,6 +87,19 @@ def open_dataset(
     return folders
 
 
+def make_first(folders: SimpleNamespace, needed: Mapping[str, str]) -> None:
+    """Runs earlier notebooks of the sample whose files in runs/ are missing, as when one notebook is opened alone.
+
+    `needed`: file or folder in runs/<dataset>/ -> the stage that leaves it. For other sets the notebooks themselves say
+    what is missing: their training takes too long to begin unasked.
+    """
+    stages = sorted({stage for name, stage in needed.items() if not (folders.runs / name).exists()})
+    if stages and folders.name == "sample":
+        print(f"{' and '.join(stages)} have not run here yet: they do now, some minutes each.", flush=True)
+        command = [sys.executable, ROOT / "notebooks" / "run.py", *stages, "--set", f"OUTPUT={folders.runs.parent.parent}"]
+        subprocess.run([*command, f"DATA={folders.data}"], check=True)
+
+
 def shown(path: str | Path) -> str:
     """A path as a reader should see it: relative to the project or its neighbourhood, never the machine's own folders."""
     path = Path(path)

@@ -66,6 +66,10 @@ PATHS = {
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages: a training step on a processor gains a tenth
 
 
+def notebooks() -> list[Path]:
+    return sorted(HERE.glob("[0-9].[0-9]_*.ipynb"))
+
+
 def notebook_of(stage: str) -> Path:
     found = sorted(HERE.glob(f"{stage}_*.ipynb"))
     if not found:

@@ -140,7 +140,10 @@ def test_selection_is_the_same_twice(series, tmp_path):
         assert (output / f"csv/sample/{name}.csv").read_bytes() == (series / f"csv/sample/{name}.csv").read_bytes()
 
 
-@pytest.mark.parametrize(("stage", "folder"), [("1.4", "stacked_hourglass"), ("2.1", "resnet18_ce_loss"), ("2.2", "resnet18_arcface_loss")])
+@pytest.mark.parametrize(
+    ("stage", "folder"),
+    [("1.4", "stacked_hourglass"), ("2.1", "resnet18_ce_loss"), ("2.2", "resnet18_arcface_loss"), ("4.1", "cyclegan_horse2zebra")],
+)
 def test_killed_training_resumes_to_the_same_numbers(series, tmp_path, stage, folder):
     """kill -9 after the first epoch; the second run must end with the numbers of an uninterrupted one."""
     output = tmp_path / "killed"

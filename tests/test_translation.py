@@ -1,0 +1,141 @@
+"""4.1 and 4.2: one step agrees with the plain recipe, the pool is kept, any two folders serve, scores are what they say."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import known, run_stages
+from PIL import Image
+
+import helpers
+from benchmarks.cyclegan_step import copy_of, plain_step
+
+cyclegan = helpers.shared_definitions("4.1_cyclegan")
+
+
+def test_a_step_agrees_with_the_plain_recipe():
+    """Ours takes the two jobs of a generator in one batch; losses of ten steps agree with one pass for each."""
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    run = cyclegan.new_run(accelerator, 32, 8, 2, "transposed", 10, pool_size=0)
+    translators, critics = copy_of(run.translators), copy_of(run.critics)
+    plain = [torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999)) for network in (translators, critics)]
+    assert accelerator.mixed_precision == "no"
+    for step in range(10):
+        a, b = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(step)) * 2 - 1
+        ours = cyclegan.train_step(run, a, b, 10.0, 0.5)
+        loss, critic_loss = plain_step(translators, critics, plain, a, b)
+        assert sum(float(ours[name]) for name in ("fooling", "cycle", "identity")) == pytest.approx(loss, rel=1e-3)
+        assert float(ours["critics"]) == pytest.approx(critic_loss, rel=2e-3)
+
+
+def test_pool_keeps_old_pictures_and_is_part_of_the_state():
+    torch.manual_seed(0)
+    pool = cyclegan.Pool(3, 1)
+    out = [pool(torch.full((1, 3, 1, 1), float(number)))[0, 0, 0, 0].item() for number in range(40)]
+    assert out[:3] == [0, 1, 2]
+    assert any(value < number for number, value in enumerate(out)), "some come from earlier"
+    other = cyclegan.Pool(3, 1)
+    other.load_state_dict(pool.state_dict())
+    torch.manual_seed(5)
+    first = [pool(torch.full((1, 3, 1, 1), 100.0 + n))[0, 0, 0, 0].item() for n in range(9)]
+    torch.manual_seed(5)
+    assert first == [other(torch.full((1, 3, 1, 1), 100.0 + n))[0, 0, 0, 0].item() for n in range(9)]
+
+
+def test_flat_pictures_give_finite_gradients_in_half_precision():
+    generator = cyclegan.Generator(8, 2, "resize")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = generator(torch.full((1, 3, 32, 32), -1.0))
+    out.float().square().mean().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in generator.parameters())
+
+
+def test_distances_know_the_same_from_the_other():
+    rng = np.random.default_rng(0)
+    one, same, other = (torch.tensor(rng.normal(shift, 1, (60, 16)), dtype=torch.float32) for shift in (0, 0, 1.5))
+    kid_same, spread, fid_same = cyclegan.distances(one, same)
+    kid_other, _, fid_other = cyclegan.distances(one, other)
+    assert abs(kid_same) < 3 * spread
+    assert kid_other > 10 * abs(kid_same)
+    assert fid_other > 3 * fid_same
+    mean, cov = (one.mean(0) - other.mean(0)).square().sum(), [np.cov(x.numpy().T) for x in (one, other)]
+    from scipy.linalg import sqrtm
+
+    assert fid_other == pytest.approx(float(mean) + np.trace(cov[0] + cov[1] - 2 * sqrtm(cov[0] @ cov[1]).real), rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", ["cyclegan", "portrait"])
+def test_scores_hold_both_ways_and_both_marks(series, stage):
+    table = pd.read_csv(series / f"csv/sample/{stage}_scores.csv")
+    for way in ("A->B", "B->A"):
+        rows = table[table["direction"] == way].set_index("pictures")
+        assert {"translated", "untranslated", "real"} <= set(rows.index)
+        assert np.isfinite(rows[["kid", "kid_spread", "fid"]]).all(axis=None)
+        assert rows.loc["translated", "cycle_l1"] > 0
+    if stage == "portrait":
+        assert {"short run, all faces", "short run, filtered"} <= set(table["pictures"])
+
+
+def test_portraits_are_made_and_only_the_face_is_changed(series):
+    made = sorted((series / "runs/sample/portraits").glob("*.png"))
+    assert made
+    before = helpers.read_photograph(next((series / "data/sample/selfie2portrait/testA").glob(f"{made[0].stem}.*")))
+    after = helpers.read_photograph(made[0])
+    assert before.shape == after.shape
+    assert (before != after).any()
+
+
+def pictures(folder, count, seed, size=(80, 60)):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def test_any_two_folders_serve_and_broken_pictures_are_set_aside(series, tmp_path):
+    """Different sizes, no train and test folders, one truncated picture: it is named, the rest is translated."""
+    one, two = pictures(tmp_path / "one", 6, 0), pictures(tmp_path / "two", 5, 1, (50, 90))
+    (one / "3.png").write_bytes((one / "3.png").read_bytes()[:900])
+    settings = known(("4.1",)) | {"epochs": 1, "folder_a": one, "folder_b": two}
+    run_stages(tmp_path / "out", "4.1", data=series / "data/sample", **settings)
+    rejected = pd.read_csv(tmp_path / "out/csv/sample/rejected.csv").query("image_id == 'one/3.png'")
+    assert len(rejected) == 1
+    assert "decoded" in rejected["reason"].iloc[0]
+    assert (tmp_path / "out/runs/sample/cyclegan_one2two/translators.pt").exists()
+
+
+def test_folders_that_cannot_serve_are_refused(tmp_path):
+    one = pictures(tmp_path / "one", 5, 0)
+    few = pictures(tmp_path / "few", 2, 0)
+    (tmp_path / "empty").mkdir()
+    for a, b, message in (
+        (one, one, "same folder"),
+        (one, tmp_path / "empty", "no picture in .*empty"),
+        (one, tmp_path / "nowhere", "no folder .*nowhere"),
+        (one, few, "few holds 2 pictures"),
+        (one, None, "belong together"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            helpers.two_domains(tmp_path, a, b)
+
+
+def test_pasting_back_leaves_the_rest(tmp_path):
+    photograph = np.full((100, 120, 3), 50, np.uint8)
+    matrix = helpers.square_matrix(np.array([40.0, 30, 40, 40]), 64)
+    pasted = helpers.paste_back(photograph, np.full((64, 64, 3), 200, np.uint8), matrix)
+    assert (pasted[50, 60] == 200).all()
+    outside = np.ones((100, 120), bool)
+    outside[29:72, 39:82] = False
+    assert (pasted[outside] == 50).all()
+    assert 50 < pasted[50, 42, 0] < 200, "a soft edge"
+
+
+def test_shared_definitions_are_those_of_the_notebook():
+    assert isinstance(cyclegan, SimpleNamespace)
+    assert "class Generator" in cyclegan.source
+    assert not hasattr(cyclegan, "epochs"), "parameters are the later notebook's own"
