@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import base64
 import hashlib
 import json
 import os
@@ -58,6 +59,7 @@ PATHS = {
     "folder_a",
     "folder_b",
     "photograph",
+    "archives",
     "people",
     "detector",
 }
@@ -181,7 +183,10 @@ class Series:
 
 
 def refresh_outputs(series: Series) -> None:
-    """Copies the executed notebooks over the committed ones, without papermill's times and paths."""
+    """Copies the executed notebooks over the committed ones, without papermill's times and paths.
+
+    The last figure of each cell tagged "gallery" goes to notebooks/pictures/, where the README shows it.
+    """
     for stage in NEEDS:
         path = notebook_of(stage)
         notebook = nbformat.read(series.folder / path.name, as_version=4)
@@ -192,6 +197,10 @@ def refresh_outputs(series: Series) -> None:
         for cell in notebook.cells:
             if "tags" in cell.metadata and not cell.metadata["tags"]:
                 del cell.metadata["tags"]
+            figures = [output.data["image/png"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+            if figures and "gallery" in cell.metadata.get("tags", []):
+                (HERE / "pictures").mkdir(exist_ok=True)
+                (HERE / "pictures" / f"{stage}.png").write_bytes(base64.b64decode(figures[-1]))
         nbformat.write(notebook, path)
 
 

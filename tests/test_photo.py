@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, run_stages
+from conftest import definitions, ROOT, run_stages
 from PIL import Image
 
 import helpers
@@ -256,6 +257,27 @@ def test_half_an_archive_leaves_nothing(tmp_path):
         helpers.unpack(tmp_path / "half.zip", tmp_path / "set")
     assert not (tmp_path / "set").exists()
     assert (helpers.unpack(tmp_path / "good.zip", tmp_path / "set") / "trainA/1.txt").exists()
+
+
+def test_a_real_set_is_brought_from_an_archive(tmp_path):
+    """Wherever in the archive the set lies; a foreign archive is refused and leaves nothing; a set that is there stays."""
+    space = definitions("0.1", "bring", Path=Path, shutil=shutil)
+    space["REAL_SETS"] = {"horse2zebra": (None, "horse2zebra.zip", "trainA")}
+    place, archives = tmp_path / "data", tmp_path / "downloads"
+    place.mkdir()
+    archives.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"horse2zebra\.zip is missing"):
+        space["bring"]("horse2zebra", place, archives)
+    with zipfile.ZipFile(archives / "horse2zebra.zip", "w") as packed:
+        packed.writestr("somewhere/else.txt", "x")
+    with pytest.raises(ValueError, match="holds no folder trainA"):
+        space["bring"]("horse2zebra", place, archives)
+    assert list(place.iterdir()) == []
+    with zipfile.ZipFile(archives / "horse2zebra.zip", "w") as packed:
+        packed.writestr("sets/horse2zebra/trainA/1.jpg", "x")
+    assert "1 files" in space["bring"]("horse2zebra", place, archives)
+    assert [path.name for path in place.iterdir()] == ["horse2zebra"]
+    assert "is there" in space["bring"]("horse2zebra", place, archives)
 
 
 # ---------------------------------------------------------------- the page, the badges
