@@ -1161,8 +1161,16 @@ class FaceFinder:
         return np.concatenate(read), np.concatenate(sure)
 
     def refine(self, photograph: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A second look at faces with these points, (N, 5, 2): points, confidence (N,), how far they moved in eye distances (N,)."""
-        again, confidence = self.look(photograph, fit_similarity(points, self.usual))
+        """A second look at faces with these points, (N, 5, 2): points, confidence (N,), how far they moved in eye distances (N,).
+
+        Points that fell together, with eyes less than 6 pixels apart, are left out.
+        """
+        matrices = fit_similarity(points, self.usual)
+        usable = (np.linalg.norm(points[:, 0] - points[:, 1], axis=-1) > 6) & (np.linalg.det(matrices[..., :2]) > 1e-4)
+        points, matrices = points[usable], matrices[usable]
+        if not len(points):
+            return points, np.zeros(0), np.zeros(0)
+        again, confidence = self.look(photograph, matrices)
         apart = np.maximum(np.linalg.norm(again[:, 0] - again[:, 1], axis=-1), 1e-6)
         return again, confidence, np.linalg.norm(again - points, axis=-1).mean(1) / apart
 
@@ -1184,10 +1192,9 @@ class FaceFinder:
             if starts is None:
                 boxes = np.concatenate([self.windows(small.shape, share) for share in shares])
                 points = self.look(small, square_matrix(boxes, self.size), mirror=False)[0] / zoom
-                points = points[np.linalg.norm(points[:, 0] - points[:, 1], axis=-1) > 6]  # pixels between the eyes
+            points, _, _ = self.refine(photograph, points)
+            points, confidence, moved = self.refine(photograph, points)
             if len(points):
-                points, _, _ = self.refine(photograph, points)
-                points, confidence, moved = self.refine(photograph, points)
                 usable = self.plausible(points, photograph.shape)
                 sure, maybe = (usable & (confidence > least) & (moved < most) for least, most in (self.SURE, self.LIKELY))
                 if sure.any():
