@@ -17,12 +17,9 @@ import random
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 import types
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,26 +147,6 @@ def fetch(url: str, path: str | Path, size: int | None = None, sha256: str | Non
         part.unlink()
         raise OSError(f"{path.name}: {url} gave a file of other size or content than expected; it was thrown away. Try again later.")
     return part.replace(path)
-
-
-def unpack(archive: str | Path, folder: str | Path) -> Path:
-    """Unpacks a zip or tar archive into `folder`; one with a path that leaves the folder is refused. Half an archive leaves nothing."""
-    archive, folder = Path(archive), Path(folder)
-    temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as packed:
-                if any(not (temporary / name).resolve().is_relative_to(temporary.resolve()) for name in packed.namelist()):
-                    raise ValueError(f"{archive.name} holds a path that leaves its folder; it is not unpacked.")
-                packed.extractall(temporary)
-        else:
-            with tarfile.open(archive) as packed:
-                packed.extractall(temporary, filter="data")
-        return temporary.rename(folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{archive.name} cannot be unpacked ({type(error).__name__}); fetch it again.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- manifests
@@ -355,21 +332,6 @@ def fit_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     linear = np.stack([np.stack([real, -imaginary], -1), np.stack([imaginary, real], -1)], -2)
     shift = to_mean[..., 0, :] - (linear @ from_mean.swapaxes(-1, -2))[..., 0]
     return np.concatenate([linear, shift[..., None]], -1)
-
-
-def celeba_hq_matrix(points: np.ndarray, size: int) -> np.ndarray:
-    """Matrices (N, 2, 3) that cut `size` px squares as in CelebA-HQ around landmarks (N, 5, 2).
-
-    Karras et al., Progressive growing of GANs (ICLR 2018), appendix C: eyes and mouth give centre, side and slant.
-    """
-    eyes, mouth = points[:, :2].mean(1), points[:, 3:].mean(1)
-    across, up = points[:, 1] - points[:, 0], eyes - mouth
-    side = np.maximum(4 * np.linalg.norm(across, axis=1), 3.6 * np.linalg.norm(up, axis=1))
-    along = across + np.stack([-up[:, 1], up[:, 0]], 1)  # and `up` turned to where the eyes' line should be
-    along /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
-    centre = eyes - 0.1 * up
-    corners = np.stack([centre - along * side[:, None] / 2, centre + along * side[:, None] / 2], 1)
-    return fit_similarity(corners, np.array([[-0.5, (size - 1) / 2], [size - 0.5, (size - 1) / 2]]))
 
 
 # ---------------------------------------------------------------- photographs
@@ -1252,40 +1214,6 @@ def list_pictures(folder: str | Path) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"There is no picture in {shown(folder)}: put JPEG or PNG files there, or name another folder.")
     return files
-
-
-def two_domains(
-    pair: str | Path, folder_a: str | Path | None = None, folder_b: str | Path | None = None, kept: float = 0.1
-) -> dict[str, list[Path]]:
-    """Files of "trainA", "trainB", "testA", "testB": the folders of `pair`, or of any two folders every tenth picture to test.
-
-    The same folder twice is refused.
-    """
-    if bool(folder_a) != bool(folder_b):
-        raise ValueError("folder_a and folder_b belong together: give both, or neither.")
-    if not folder_a:
-        return {part: list_pictures(Path(pair) / part) for part in ("trainA", "trainB", "testA", "testB")}
-    if Path(folder_a).resolve() == Path(folder_b).resolve():
-        raise ValueError(f"folder_a and folder_b are the same folder, {shown(folder_a)}: a translation needs two kinds of pictures.")
-    parts = {}
-    for domain, folder in (("A", folder_a), ("B", folder_b)):
-        files = list_pictures(folder)
-        if len(files) < 4:
-            raise ValueError(f"{shown(folder)} holds {len(files)} pictures: at least 4 are needed, 2 to train and 2 to judge.")
-        test = set(files[:: max(2, round(1 / kept))] if len(files) >= 2 / kept else files[:2])
-        parts[f"train{domain}"], parts[f"test{domain}"] = [path for path in files if path not in test], sorted(test)
-    return {part: parts[part] for part in ("trainA", "trainB", "testA", "testB")}
-
-
-def domain_store(files: Sequence[Path], size: int, cache: str | Path) -> tuple[np.ndarray, dict[str, str]]:
-    """The middle square of each picture, whatever its size, at `size` pixels: ((N, size, size, 3) uint8, file -> why it was left out)."""
-    sides = np.array([picture_size(path) for path in files], float)
-    boxes = np.concatenate([(sides - sides.min(1, keepdims=True)) / 2, np.repeat(sides.min(1, keepdims=True), 2, 1)], 1)
-    store, failures = photograph_store(files[0].parent, [path.name for path in files], square_matrix(boxes, size), size, cache)
-    good = [index for index, path in enumerate(files) if path.name not in failures]
-    if not good:
-        raise ValueError(f"None of the {len(files)} pictures in {shown(files[0].parent)} can be read: {next(iter(failures.values()))}")
-    return (store if not failures else store[good]), {f"{files[0].parent.name}/{file}": reason for file, reason in failures.items()}
 
 
 def shared_definitions(notebook: str) -> SimpleNamespace:

@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -102,7 +103,7 @@ def test_a_detector_may_say_where_to_look(finder):
 def test_celeba_hq_square_follows_karras():
     """Upright face, eyes 100 apart, mouth 120 below: side max(400, 432), centre 12 below the eyes."""
     points = np.array([[[100.0, 200], [200, 200], [150, 260], [110, 320], [190, 320]]])
-    matrix = helpers.celeba_hq_matrix(points, 512)[0]
+    matrix = rooms.celeba_hq_matrix(points, 512)[0]
     assert matrix[0, 0] == pytest.approx(512 / 432)
     centre = helpers.apply_affine(matrix, np.array([[150.0, 212]]))[0]
     assert centre == pytest.approx([255.5, 255.5])
@@ -238,6 +239,9 @@ def test_a_wrong_download_is_refused(address, tmp_path, path, message):
     assert list(tmp_path.iterdir()) == []
 
 
+unpack = definitions("0.1", "unpack", Path=Path, os=os)["unpack"]
+
+
 def test_an_archive_cannot_leave_its_folder(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
         packed.writestr("../outside.txt", "x")
@@ -245,7 +249,7 @@ def test_an_archive_cannot_leave_its_folder(tmp_path):
         packed.addfile(tarfile.TarInfo("../outside.txt"), io.BytesIO())
     for name in ("a.zip", "b.tar"):
         with pytest.raises(ValueError, match=f"{name} (holds a path|cannot be unpacked)"):
-            helpers.unpack(tmp_path / name, tmp_path / "set")
+            unpack(tmp_path / name, tmp_path / "set")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "b.tar"]
 
 
@@ -254,14 +258,14 @@ def test_half_an_archive_leaves_nothing(tmp_path):
         packed.writestr("trainA/1.txt", "x" * 9000)
     (tmp_path / "half.zip").write_bytes((tmp_path / "good.zip").read_bytes()[:60])
     with pytest.raises(ValueError, match=r"half\.zip cannot be unpacked"):
-        helpers.unpack(tmp_path / "half.zip", tmp_path / "set")
+        unpack(tmp_path / "half.zip", tmp_path / "set")
     assert not (tmp_path / "set").exists()
-    assert (helpers.unpack(tmp_path / "good.zip", tmp_path / "set") / "trainA/1.txt").exists()
+    assert (unpack(tmp_path / "good.zip", tmp_path / "set") / "trainA/1.txt").exists()
 
 
 def test_a_real_set_is_brought_from_an_archive(tmp_path):
     """Wherever in the archive the set lies; a foreign archive is refused and leaves nothing; a set that is there stays."""
-    space = definitions("0.1", "bring", Path=Path, shutil=shutil)
+    space = definitions("0.1", "bring", "unpack", Path=Path, os=os)
     space["REAL_SETS"] = {"horse2zebra": (None, "horse2zebra.zip", "trainA")}
     place, archives = tmp_path / "data", tmp_path / "downloads"
     place.mkdir()

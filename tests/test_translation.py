@@ -121,7 +121,7 @@ def test_folders_that_cannot_serve_are_refused(tmp_path):
         (one, None, "belong together"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            helpers.two_domains(tmp_path, a, b)
+            cyclegan.two_domains(tmp_path, a, b)
 
 
 def test_pasting_back_leaves_the_rest(tmp_path):
