@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import definitions, ROOT, run_stages
+from conftest import copy_series, definitions, ROOT, run_stages
 from PIL import Image
 
 import helpers
@@ -142,17 +142,18 @@ def test_twenty_megapixels_are_taken_smaller(tmp_path):
 
 
 def test_a_folder_goes_through_and_what_cannot_is_set_aside(series, tmp_path):
-    own = tmp_path / "own"
+    output, own = tmp_path / "series", tmp_path / "own"
+    copy_series(series, output)
     own.mkdir()
     source = sorted((series / "data/sample/celeba/img_celeba").glob("*.jpg"))[0]
     shutil.copy(source, own / "one.jpg")
     (own / "broken.jpg").write_bytes(source.read_bytes()[:700])
     Image.new("L", (3, 1)).save(own / "tiny.png")
-    run_stages(series, "5.1", own_photographs=own)
-    rejected = pd.read_csv(series / "csv/sample/rejected.csv", dtype=str).query("stage == '5.1'").set_index("image_id")["reason"]
+    run_stages(output, "5.1", own_photographs=own)
+    rejected = pd.read_csv(output / "csv/sample/rejected.csv", dtype=str).query("stage == '5.1'").set_index("image_id")["reason"]
     assert "decoded" in rejected["broken.jpg"]
     assert "no face" in rejected["tiny.png"]
-    people = series / "csv/sample/people.csv"
+    people = output / "csv/sample/people.csv"
     assert "one.jpg" in rejected.index or "one.jpg" in people.read_text()
 
 
