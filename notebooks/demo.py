@@ -63,8 +63,8 @@ def build_page(answer) -> gr.Blocks:
         sentence = gr.Markdown(elem_id="sentence")
         figure = gr.Image(label="Every stage", format="png", interactive=False, elem_id="result")
         table = gr.Dataframe(label="Faces", interactive=False)
-        for source in (dropped, taken):
-            source.input(answer, source, [figure, table, sentence])
+        dropped.upload(answer, dropped, [figure, table, sentence])
+        taken.input(answer, taken, [figure, table, sentence])
     return page
 
 
