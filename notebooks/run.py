@@ -9,6 +9,7 @@ import argparse
 import ast
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -182,6 +184,14 @@ class Series:
         print(f"{label} {path.stem}: {seconds:.0f} s", flush=True)
 
 
+def smaller(png: str) -> str:
+    """A figure (base64 PNG) with a palette of 256 colours, where that is smaller: committed notebooks have to stay light."""
+    image, slim = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
+    image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(slim, "PNG", optimize=True)
+    text = base64.b64encode(slim.getvalue()).decode()
+    return min(text, png, key=len)
+
+
 def refresh_outputs(series: Series) -> None:
     """Copies the executed notebooks over the committed ones, without papermill's times and paths.
 
@@ -197,7 +207,10 @@ def refresh_outputs(series: Series) -> None:
         for cell in notebook.cells:
             if "tags" in cell.metadata and not cell.metadata["tags"]:
                 del cell.metadata["tags"]
-            figures = [output.data["image/png"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+            pictured = [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+            for output in pictured:
+                output.data["image/png"] = smaller(output.data["image/png"])
+            figures = [output.data["image/png"] for output in pictured]
             if figures and "gallery" in cell.metadata.get("tags", []):
                 (HERE / "pictures").mkdir(exist_ok=True)
                 (HERE / "pictures" / f"{stage}.png").write_bytes(base64.b64decode(figures[-1]))
