@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import known, run_stages
+from conftest import copy_series, known, run_stages
 from PIL import Image
 
 import helpers
@@ -102,7 +102,8 @@ def test_any_two_folders_serve_and_broken_pictures_are_set_aside(series, tmp_pat
     one, two = pictures(tmp_path / "one", 6, 0), pictures(tmp_path / "two", 5, 1, (50, 90))
     (one / "3.png").write_bytes((one / "3.png").read_bytes()[:900])
     settings = known(("4.1",)) | {"epochs": 1, "folder_a": one, "folder_b": two}
-    run_stages(tmp_path / "out", "4.1", data=series / "data/sample", **settings)
+    copy_series(series, tmp_path / "out")
+    run_stages(tmp_path / "out", "4.1", **settings)
     rejected = pd.read_csv(tmp_path / "out/csv/sample/rejected.csv").query("image_id == 'one/3.png'")
     assert len(rejected) == 1
     assert "decoded" in rejected["reason"].iloc[0]
