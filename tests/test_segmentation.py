@@ -15,8 +15,10 @@ from torchvision import tv_tensors
 from torchvision.ops import sigmoid_focal_loss
 
 import helpers
-from helpers import IGNORED, PARTS
+from helpers import PARTS
 
+segmentation = helpers.shared_definitions("3.2_segmentation_architectures")
+IGNORED = segmentation.IGNORED
 LABEL = {part: number for number, part in enumerate(PARTS, start=1)}
 
 
@@ -31,13 +33,13 @@ def test_a_mirrored_left_eye_is_a_right_eye():
     label_map = torch.zeros(6, 8, dtype=torch.uint8)
     label_map[1, 6], label_map[1, 1], label_map[4, 2], label_map[5, 0] = LABEL["l_eye"], LABEL["r_eye"], LABEL["l_lip"], IGNORED
     image = torch.arange(3 * 48, dtype=torch.uint8).view(3, 6, 8)
-    mirrored, labels = helpers.MirrorParts(p=1.0)(tv_tensors.Image(image), tv_tensors.Mask(label_map))
+    mirrored, labels = segmentation.MirrorParts(p=1.0)(tv_tensors.Image(image), tv_tensors.Mask(label_map))
     assert torch.equal(mirrored, image.flip(2))
     assert labels[1, 1] == LABEL["r_eye"], "what was the person's left eye lies on the other side now, and is a right one"
     assert labels[1, 6] == LABEL["l_eye"]
     assert labels[4, 5] == LABEL["l_lip"], "a lower lip has no left and right"
     assert labels[5, 7] == IGNORED
-    again = helpers.MirrorParts(p=1.0)(mirrored, labels)
+    again = segmentation.MirrorParts(p=1.0)(mirrored, labels)
     assert torch.equal(again[1], label_map)
 
 
@@ -49,7 +51,9 @@ def test_augmentation_moves_photograph_and_labels_together():
     grey = torch.zeros(256, dtype=torch.long)
     grey[LABEL["skin"]], grey[LABEL["hair"]] = 120, 240
     image = np.stack([grey.numpy()[label_map]] * 3, -1).astype(np.uint8)
-    place = helpers.v2.Compose([step for step in helpers.part_augmentation(64, 96).transforms if "Color" not in type(step).__name__][:3])
+    place = segmentation.v2.Compose(
+        [step for step in segmentation.part_augmentation(64, 96).transforms if "Color" not in type(step).__name__][:3]
+    )
     torch.manual_seed(0)
     for _ in range(8):
         moved, labels = place(tv_tensors.Image(torch.tensor(image).permute(2, 0, 1)), tv_tensors.Mask(torch.tensor(label_map)))
@@ -62,23 +66,23 @@ def test_store_is_the_photograph_and_its_labels(series):
     folders = helpers.open_dataset("sample", output=series, needs="CelebAMask-HQ")
     image_id = table(series, "segmentation_split")["image_id"].iloc[0]
     photographs = folders.data / "CelebAMask-HQ" / "CelebA-HQ-img"
-    images, maps = helpers.part_store(folders, [image_id], 128, photographs)
+    images, maps = segmentation.part_store(folders, [image_id], 128, photographs)
     expected = np.asarray(Image.open(photographs / f"{image_id}.jpg").resize((128, 128), Image.BOX), float)
     assert np.abs(images[0] - expected).mean() < 3
-    assert (maps[0] == helpers.read_label_map(folders, image_id)[2::4, 2::4]).mean() > 0.98
+    assert (maps[0] == segmentation.read_label_map(folders, image_id)[2::4, 2::4]).mean() > 0.98
     (folders.runs / "label_maps" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png is missing or no label map.*make 3\.1"):
-        helpers.read_label_map(folders, "broken")
+        segmentation.read_label_map(folders, "broken")
 
 
 def test_weights_of_another_encoder_are_not_taken(tmp_path, capsys):
-    donor = helpers.build_segmenter("FPN", "mobilenet_v2", 19)
+    donor = segmentation.build_segmenter("FPN", "mobilenet_v2", 19)
     path = tmp_path / "encoder.pth"
     torch.save(donor.encoder.state_dict(), path)
-    taken = helpers.build_segmenter("Unet", "mobilenet_v2", 2, path)
+    taken = segmentation.build_segmenter("Unet", "mobilenet_v2", 2, path)
     first = next(iter(donor.encoder.parameters()))
     assert torch.equal(next(iter(taken.encoder.parameters())), first)
-    helpers.build_segmenter("FPN", "resnet18", 19, path)
+    segmentation.build_segmenter("FPN", "resnet18", 19, path)
     assert "does not fit resnet18" in capsys.readouterr().out
 
 
@@ -90,17 +94,17 @@ def test_f1_of_one_confusion_matrix_is_that_of_others():
     truth = torch.randint(0, 19, (5000,))
     predicted = torch.where(torch.rand(5000) < 0.6, truth, torch.randint(0, 19, (5000,)))
     confusion = torch.zeros(19, 19, dtype=torch.long).index_put_((truth, predicted), torch.ones(5000, dtype=torch.long), accumulate=True)
-    ours = helpers.f1_scores(confusion)
+    ours = segmentation.f1_scores(confusion)
     torch.testing.assert_close(ours.float(), multiclass_f1_score(predicted, truth, 19, average="none"))
     np.testing.assert_allclose(ours, f1_score(truth, predicted, average=None))
-    summary = definitions("3.2", "summarise")["summarise"](confusion[None])
+    summary = definitions("3.2", "f1_scores", "summarise")["summarise"](confusion[None])
     parts = list(range(1, 19))
     assert summary["macro"] == pytest.approx(f1_score(truth, predicted, labels=parts, average="macro"))
     assert summary["micro"] == pytest.approx(f1_score(truth, predicted, labels=parts, average="micro"))
 
 
 def test_macro_counts_a_lost_part_and_per_image_hides_it():
-    summarise = definitions("3.2", "summarise")["summarise"]
+    summarise = definitions("3.2", "f1_scores", "summarise")["summarise"]
     confusions = torch.zeros(2, 19, 19, dtype=torch.long)
     confusions[:, range(19), range(19)] = 100
     confusions[:, LABEL["neck_l"]] = 0
@@ -181,23 +185,24 @@ def small_run(folders, accelerator, epochs=4, break_at=None):
     """A tiny network that finds the bright half of a picture; `judge` may break in the middle."""
     torch.manual_seed(0)
     images = np.random.default_rng(0).integers(0, 255, (12, 32, 32, 3)).astype(np.uint8)
-    batches = helpers.PartBatches(images, (images[..., 0] > 127).astype(np.uint8), accelerator.device)
+    batches = segmentation.PartBatches(images, (images[..., 0] > 127).astype(np.uint8), accelerator.device)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
     judged = []
 
     def judge(model):
         if len(judged) == break_at:
             raise KeyboardInterrupt
-        judged.append(helpers.f1_scores(helpers.part_confusions(model, np.arange(4), batches, accelerator).sum(0)).mean().item())
+        judged.append(segmentation.f1_scores(segmentation.part_confusions(model, np.arange(4), batches, accelerator).sum(0)).mean().item())
         return judged[-1]
 
     settings = dict(epochs=epochs, batch_size=4, learning_rate=1e-2, seed=0)
     loss = torch.nn.functional.cross_entropy
-    return helpers.fit_segmenter("tiny", network, loss, lambda: np.arange(12), batches, judge, accelerator, folders, settings)
+    return segmentation.fit_segmenter(
+        "tiny", network, loss, lambda: np.arange(12), batches, judge, accelerator, folders, settings, state_every=0.0
+    )
 
 
-def test_interrupted_segmentation_ends_with_the_same_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(helpers, "STATE_EVERY", 0.0)
+def test_interrupted_segmentation_ends_with_the_same_numbers(tmp_path):
     (tmp_path / "data/sample/CelebAMask-HQ").mkdir(parents=True)
     whole, broken = (helpers.open_dataset("sample", tmp_path / "data/sample", tmp_path / name, "CelebAMask-HQ") for name in ("a", "b"))
     accelerator = helpers.set_up("test", whole, device="cpu", precision="no", tracker="")
