@@ -17,6 +17,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 import types
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -69,6 +70,7 @@ def open_dataset(
     folders.csv, folders.runs = output / "csv" / name, output / "runs" / name
     for folder in (folders.csv, folders.runs):
         folder.mkdir(parents=True, exist_ok=True)
+    bring_back(folders)
     if needs is None:
         return folders
     if not (data / needs).is_dir() and name == "sample":
@@ -110,6 +112,60 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def kept_folder() -> Path | None:
+    """Where finished files are kept besides: FACES_KEEP, else `faces/` in a mounted Google Drive, else nowhere."""
+    drive = Path("/content/drive/MyDrive")
+    given = os.environ.get("FACES_KEEP")
+    return Path(given) if given else drive / "faces" if drive.is_dir() else None
+
+
+def _contents(path: Path) -> dict[str, str]:
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return {os.path.relpath(file, path): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def keep(path: Path) -> Path:
+    """Copies a finished file or folder of csv/ or runs/ to `kept_folder` as well: the copy is read back before it replaces the old one.
+
+    Manifests, weights and checkpoints go there; pixels stay here. A Drive that is full or gone is said aloud, and the run goes on.
+    """
+    keeping = kept_folder()
+    if keeping is None:
+        return path
+    root = next(parent.parent for parent in path.resolve().parents if parent.name in ("csv", "runs"))
+    copied = keeping / path.resolve().relative_to(root)
+    new, old = (copied.with_name(f".{os.getpid()}.{word}.{copied.name}") for word in ("new", "old"))
+    try:
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, new)
+        if _contents(new) != _contents(path):
+            raise OSError("what was written there reads back differently")
+        if copied.is_dir():
+            copied.rename(old)
+        new.replace(copied)
+    except OSError as error:
+        print(f"{shown(path)} could not be kept in {keeping.name}/ too ({error}); it is safe here, copy it by hand.")
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path
+
+
+def bring_back(folders: SimpleNamespace) -> None:
+    """Fetches what `keep` left of this data set: all of it where nothing has run yet, else what is missing here."""
+    keeping, root = kept_folder(), folders.runs.parent.parent
+    fresh = not any(folders.runs.iterdir())
+    for part in (folders.csv, folders.runs) if keeping else ():
+        for file in sorted((keeping / part.relative_to(root)).rglob("*")):
+            here = root / file.relative_to(keeping)
+            if (
+                file.is_file()
+                and not any(name.startswith(".") for name in file.relative_to(keeping).parts)
+                and (fresh or not here.exists())
+            ):
+                write_atomically(here, lambda temporary, file=file: shutil.copyfile(file, temporary))
 
 
 def fetch(url: str, path: str | Path, size: int | None = None, sha256: str | None = None) -> Path:
@@ -234,7 +290,7 @@ def _validate(frame: pd.DataFrame, name: str, where: str) -> pd.DataFrame:
 def write_manifest(frame: pd.DataFrame, name: str, folders: SimpleNamespace) -> Path:
     """Checks `frame` against its schema, sorts it by its key and writes csv/<dataset>/<name>.csv atomically."""
     frame = _validate(frame, name, f"{name}.csv (about to be written)").sort_values(SCHEMAS[name][1].unique)
-    return write_atomically(folders.csv / f"{name}.csv", lambda path: frame.to_csv(path, index=False, float_format="%.6g"))
+    return keep(write_atomically(folders.csv / f"{name}.csv", lambda path: frame.to_csv(path, index=False, float_format="%.6g")))
 
 
 def read_manifest(name: str, folders: SimpleNamespace) -> pd.DataFrame:
@@ -442,6 +498,9 @@ def set_up(
     return accelerator
 
 
+KEEP_EVERY = 120.0  # seconds between two copies of a checkpoint to a second place, which may be slow
+
+
 class Checkpoint:
     """The state of a training run, kept after every epoch in `folder`, from which it goes on with the same numbers.
 
@@ -451,7 +510,7 @@ class Checkpoint:
 
     def __init__(self, accelerator: Accelerator, folder: Path, settings: Mapping, average: torch.nn.Module) -> None:
         self.accelerator, self.folder, self.average = accelerator, Path(folder), average
-        self.settings = json.loads(json.dumps(settings))
+        self.settings, self.kept = json.loads(json.dumps(settings)), 0.0
 
     def resume(self) -> list[dict]:
         """Loads the newest state, if there is one for these settings; returns the history, one row per epoch done."""
@@ -501,6 +560,9 @@ class Checkpoint:
                 self.folder.rename(old)
             temporary.rename(self.folder)
             shutil.rmtree(old, ignore_errors=True)
+            if time.monotonic() - self.kept > KEEP_EVERY:
+                self.kept = time.monotonic()
+                keep(self.folder)
 
 
 def moving_average(network: torch.nn.Module, decay: float = 0.998) -> torch.optim.swa_utils.AveragedModel:
@@ -525,7 +587,7 @@ def refresh_normalisation(average: torch.nn.Module, images: Iterable[torch.Tenso
 def save_weights(network: torch.nn.Module, path: str | Path) -> Path:
     """Writes the state dict of `network` atomically."""
     state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
-    return write_atomically(path, lambda temporary: torch.save(state, temporary))
+    return keep(write_atomically(path, lambda temporary: torch.save(state, temporary)))
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -554,7 +616,7 @@ def export_program(module: torch.nn.Module, example: torch.Tensor, path: str | P
     if difference > 1e-4:
         raise RuntimeError(f"{shown(path)} differs from its network by {difference:.1e}.")
     print(f"{shown(path)}: {path.stat().st_size / 1e6:.1f} MB, differs from the network by {difference:.1e}")
-    return path
+    return keep(path)
 
 
 def load_program(path: str | Path, maker: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], SimpleNamespace]:
@@ -797,15 +859,17 @@ def list_pictures(folder: str | Path) -> list[Path]:
     return files
 
 
-def shared_definitions(notebook: str) -> SimpleNamespace:
+def shared_definitions(notebook: str, **given) -> SimpleNamespace:
     """What the cells of `notebook` that are tagged "shared" define: a later notebook uses it without a copy.
 
-    Only imports and definitions are tagged, so nothing is run; `.source` is their text, for fingerprints.
+    Only imports and definitions are tagged, so nothing is run; `given` are parameters of `notebook` that they use.
+    `.source` is their text, for fingerprints.
     """
     cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     source = "\n\n\n".join("".join(cell["source"]) for cell in cells if "shared" in cell["metadata"].get("tags", []))
     name = f"notebooks/{notebook}.ipynb"
     module = types.ModuleType(name)
+    vars(module).update(given)
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # so that errors show the line
     exec(compile(source, name, "exec"), module.__dict__)
     return SimpleNamespace(**{key: value for key, value in vars(module).items() if not key.startswith("__")}, source=source)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
@@ -108,6 +110,26 @@ def value_of(name: str, text: str):
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path):
+    """One run at a time in a folder; what a notebook runs in its turn belongs to the run that started the notebook."""
+    if os.environ.get("FACES_RUN") == str(folder):
+        yield
+        return
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        sys.exit(
+            f"Another run is at work in {os.path.relpath(folder.parent)}: wait for it, or give this one a folder of its own, OUTPUT=..."
+        )
+    os.environ["FACES_RUN"] = str(folder)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Series:
@@ -232,8 +254,9 @@ def main() -> None:
     if unknown:
         sys.exit(f"No notebook has a parameter named {', '.join(sorted(unknown))}.")
     order = series.order(asked)
-    for number, stage in enumerate(order, 1):
-        series.bring_up_to_date(stage, stage in asked, f"[{number}/{len(order)}]")
+    with alone_in(series.folder.resolve()):
+        for number, stage in enumerate(order, 1):
+            series.bring_up_to_date(stage, stage in asked, f"[{number}/{len(order)}]")
     if options.outputs:
         refresh_outputs(series)
 

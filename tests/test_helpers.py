@@ -299,3 +299,56 @@ def test_moving_average_follows_weights_and_statistics():
         average.update_parameters(network)
     assert (average.module.running_mean - 5).abs().max() < 0.5
     assert average.module.num_batches_tracked == network.num_batches_tracked
+
+
+# ---- a second place
+
+
+@pytest.fixture
+def drive(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACES_KEEP", str(tmp_path / "drive"))
+    return tmp_path / "drive"
+
+
+def opened(output):
+    return helpers.open_dataset("mine", output / "data", output, needs=None)
+
+
+def test_what_is_finished_is_kept_in_a_second_place_and_comes_back(tmp_path, drive):
+    """As on Colab: manifests, weights and the checkpoint go to Drive; a new machine takes them from there and goes on."""
+    folders = opened(tmp_path / "old")
+    helpers.reject("1.1", {"a.jpg": "why"}, folders)
+    helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt")
+    *_, checkpoint = trained(folders.runs / "checkpoints/run")
+    checkpoint.save([{"epoch": 1, "loss": 0.5}])
+    (folders.runs / "stores").mkdir()
+    (folders.runs / "stores/pixels.npy").write_bytes(b"many")
+    assert not list(drive.rglob("pixels.npy")), "pixels stay on the local disk"
+    again = opened(tmp_path / "new")
+    assert helpers.read_manifest("rejected", again)["image_id"].tolist() == ["a.jpg"]
+    helpers.load_weights(torch.nn.Linear(2, 1), again.runs / "weights.pt")
+    assert trained(again.runs / "checkpoints/run")[-1].resume() == [{"epoch": 1, "loss": 0.5}]
+
+
+def test_later_only_what_is_missing_comes_back(tmp_path, drive):
+    folders = opened(tmp_path / "here")
+    first = helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt")
+    other = helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "other.pt")
+    first.write_bytes(b"newer")
+    other.unlink()
+    opened(tmp_path / "here")
+    assert first.read_bytes() == b"newer"
+    assert other.exists()
+
+
+def test_a_copy_that_reads_back_differently_does_not_replace_the_old_one(tmp_path, drive, monkeypatch, capsys):
+    folders = opened(tmp_path / "here")
+    path = helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt")
+    kept = drive / "runs/mine/weights.pt"
+    before = kept.read_bytes()
+    monkeypatch.setattr(helpers.shutil, "copyfile", lambda source, target: target.write_bytes(source.read_bytes()[:100]))
+    helpers.save_weights(torch.nn.Linear(2, 1), path)
+    assert kept.read_bytes() == before
+    assert "weights.pt could not be kept in drive/ too (what was written there reads back differently)" in capsys.readouterr().out
+    assert [file.name for file in kept.parent.iterdir()] == ["weights.pt"]
+    assert path.read_bytes() != before, "the run itself goes on"

@@ -75,6 +75,14 @@ def test_store_is_the_photograph_and_its_labels(series):
         segmentation.read_label_map(folders, "broken")
 
 
+def test_a_label_out_of_range_is_named(tmp_path):
+    folders = helpers.open_dataset("mine", output=tmp_path, needs=None)
+    (folders.runs / "label_maps").mkdir()
+    Image.fromarray(np.full((8, 8), len(PARTS) + 1, np.uint8)).save(folders.runs / "label_maps/00001.png")
+    with pytest.raises(ValueError, match=r"00001\.png is missing or no label map.*make 3\.1"):
+        segmentation.read_label_map(folders, "00001")
+
+
 def test_weights_of_another_encoder_are_not_taken(tmp_path, capsys):
     donor = segmentation.build_segmenter("FPN", "mobilenet_v2", 19)
     path = tmp_path / "encoder.pth"

@@ -13,7 +13,9 @@ import pandas as pd
 import psutil
 import pytest
 from conftest import copy_series, known, ROOT, run_stages, SMALL
+from filelock import FileLock
 
+import helpers
 from notebooks.run import NEEDS, notebook_of
 
 
@@ -69,8 +71,6 @@ def test_wrong_boxes_are_rejected_with_the_reason(series):
 
 
 def test_crop_matrix_moves_the_landmarks(series):
-    import helpers
-
     cropped = manifest(series, "cropped_landmarks").set_index("image_id")
     selected = manifest(series, "selected").set_index("image_id").loc[cropped.index]
     moved = helpers.apply_affine(helpers.matrices_of(cropped), helpers.landmarks_of(selected))
@@ -91,8 +91,6 @@ def test_reports_agree_with_their_photographs(series):
 
 
 def test_alignment_puts_the_points_on_the_template(series):
-    import helpers
-
     predicted = manifest(series, "predicted_landmarks").set_index("image_id")
     for count, exact in ((2, 2), (3, 3)):
         aligned = manifest(series, f"aligned_{count}").set_index("image_id").loc[predicted.index]
@@ -221,6 +219,46 @@ def test_unknown_setting_is_refused(series):
     done = run_stages(series, "1.4", check=False, epoch=3)
     assert done.returncode != 0
     assert "epoch" in done.stderr
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    folder = tmp_path / "runs/sample/notebooks"
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"):
+        done = run_stages(tmp_path, "1.1", check=False)
+    assert done.returncode != 0
+    assert "Another run is at work in" in done.stderr
+    assert "OUTPUT=" in done.stderr
+    assert list(folder.iterdir()) == [folder / ".lock"], "it has touched nothing"
+
+
+def test_a_person_with_one_photograph_is_left_out(series, tmp_path):
+    """One photograph gets a new identity: nobody can be trained and judged on it, so it is in no split of persons."""
+    output = tmp_path / "single"
+    copy_series(series, output)
+    name = manifest(output, "train")["image_id"].iloc[0]
+    path = output / "data/sample/celeba/Anno/identity_CelebA.txt"
+    lines = [f"{name} 99999" if line.startswith(f"{name} ") else line for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines))
+    (output / "runs/sample/notebooks/1.1.json").unlink()
+    run_stages(output, "1.1", **known(("1.1",)))
+    rows = manifest(output, "selected").query("identity == 99999")
+    assert set(rows["split"]) <= {"judge"}
+    assert 99999 not in set(manifest(output, "train")["identity"]) | set(manifest(output, "val")["identity"])
+
+
+@pytest.mark.parametrize(("change", "label"), [("out of range", 70), ("two labels for one person", 0)])
+def test_a_wrong_label_is_named(series, tmp_path, change, label):
+    output = tmp_path / "labels"
+    for part in ("csv", "runs/sample/stores"):
+        shutil.copytree(series / part, output / part)
+    frame = manifest(output, "train")
+    frame.loc[frame["label"] == frame["label"].max(), "label"] = label
+    frame.to_csv(output / "csv/sample/train.csv", index=False)
+    recognition = helpers.shared_definitions("2.1_recognition_ce")
+    folders = helpers.open_dataset("sample", series / "data/sample", output)
+    with pytest.raises(ValueError, match=r"train\.csv must give each person one label, from 0 to \d+ without gaps: make 1\.1"):
+        recognition.labelled_faces(folders)
 
 
 def test_alone_in_an_empty_folder(series, tmp_path):

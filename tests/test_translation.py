@@ -46,6 +46,31 @@ def test_pool_keeps_old_pictures_and_is_part_of_the_state():
     assert first == [other(torch.full((1, 3, 1, 1), 100.0 + n))[0, 0, 0, 0].item() for n in range(9)]
 
 
+def test_the_epoch_with_the_lowest_kid_goes_on(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    accelerator.init_trackers("test")
+    torch.manual_seed(0)
+    run = cyclegan.new_run(accelerator, 16, 4, 1, "resize", 8)
+    rng = np.random.default_rng(0)
+    stores = {f"{part}{domain}": rng.integers(0, 255, (2, 18, 18, 3), dtype=np.uint8) for part in ("train", "test") for domain in "AB"}
+    settings = dict(epochs=4, batch_size=1, rate=2e-4, seed=0, cycle_weight=10.0, identity_weight=0.5)
+    checkpoint = helpers.Checkpoint(accelerator, tmp_path / "checkpoint", settings, run.kept)
+    seen, kid = [], iter([3.0, 1.0, 2.0, 1.5])
+
+    def judge(network):
+        seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        return dict.fromkeys(("kid_to_a", "kid_to_b"), next(kid))
+
+    cyclegan.train(run, cyclegan.Domains(stores, 16, accelerator.device), checkpoint, settings, tmp_path, judge)
+    first = next(name for name in seen[1] if name.endswith("weight"))
+    assert torch.equal(run.best.state_dict()[first], seen[1][first])
+    assert not torch.equal(run.best.state_dict()[first], seen[3][first])
+    torch.manual_seed(1)
+    again = cyclegan.new_run(accelerator, 16, 4, 1, "resize", 8)
+    helpers.Checkpoint(accelerator, tmp_path / "checkpoint", settings, again.kept).resume()
+    assert torch.equal(again.best.state_dict()[first], seen[1][first]), "it is part of the state"
+
+
 def test_flat_pictures_give_finite_gradients_in_half_precision():
     generator = cyclegan.Generator(8, 2, "resize")
     with torch.autocast("cpu", torch.bfloat16):
