@@ -15,7 +15,7 @@ DEMO_READY := .venv/.ready_for_demo
 endif
 RUN = $(PYTHON) notebooks/run.py --dataset $(DATASET) --set $(foreach name,$(SETTINGS),$(if $($(name)),$(name)="$($(name))")) $(SET) --
 
-.PHONY: help run test lab demo badges outputs lint clean $(STAGES)
+.PHONY: help run test bench lab demo badges outputs lint clean $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -49,6 +49,10 @@ outputs: $(READY)  ## run on the sample, then refresh the committed notebooks
 test: $(TEST_READY)  ## the tests; FACES_TEST_DATA=folder adds those on real photographs
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m pytest -q tests
+
+bench: $(READY)  ## ours, the plain recipe and the limit side by side, on the sample or DATA=...; writes benchmarks/results.csv
+	@$(if $(DATA),,test -d data/sample || $(RUN) 0.1)
+	@$(PYTHON) benchmarks/bench.py $(if $(DATA),--data "$(DATA)") $(BENCH)
 
 lint: $(TEST_READY)  ## mend the style of all Python, notebooks included
 	@$(PYTHON) -m ruff check --fix . ; $(PYTHON) -m ruff format .

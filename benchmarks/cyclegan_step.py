@@ -8,17 +8,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import statistics
-import sys
-import time
-from pathlib import Path
-
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as notebooks/run.py sets it, for both
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from accelerate import Accelerator
+from measure import line, timed
 from torch.nn import functional as F
 
 from helpers import best_precision, shared_definitions
@@ -51,6 +45,41 @@ def copy_of(network):
     return plain
 
 
+def compare(options) -> tuple[dict[str, float], float]:
+    """Median seconds of a step, ours, plain and bare; mean relative distance of the generators' losses. `options`: see below."""
+    cyclegan = shared_definitions("4.1_cyclegan")
+    on_gpu = torch.cuda.is_available()
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision=best_precision(torch.device("cuda" if on_gpu else "cpu")))
+    torch.manual_seed(0)
+    run = cyclegan.new_run(accelerator, options.size, options.channels, options.blocks, options.upsampling, options.steps, pool_size=0)
+    translators, critics = copy_of(accelerator.unwrap_model(run.translators)), copy_of(accelerator.unwrap_model(run.critics))
+    plain = [torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999)) for network in (translators, critics)]
+    bare = cyclegan.new_run(accelerator, options.size, options.channels, options.blocks, options.upsampling, options.steps, pool_size=0)
+    seconds, losses = {"ours": [], "plain": [], "limit": []}, {"ours": [], "plain": []}
+
+    def our_step(a, b):
+        values = cyclegan.train_step(run, a, b, 10.0, 0.5)
+        losses["ours"].append(sum(float(values[name]) for name in ("fooling", "cycle", "identity")))
+
+    def bare_step(a, b):
+        """Both networks forward and back once, without average, pool and numbers."""
+        terms, made = cyclegan.generator_losses(bare, a, b, 10.0, 0.5)
+        accelerator.backward(sum(terms.values()))
+        bare.optimizers[0].step()
+        loss, _ = cyclegan.critic_losses(bare, a, b, made["fake_a"].detach(), made["fake_b"].detach())
+        accelerator.backward(loss)
+        bare.optimizers[1].step()
+
+    for step in range(options.steps):
+        pictures = torch.rand(2, 1, 3, options.size, options.size, generator=torch.Generator().manual_seed(step)) * 2 - 1
+        a, b = pictures.to(accelerator.device)
+        seconds["ours"].append(timed(lambda: our_step(a, b)))  # noqa: B023 - called at once
+        seconds["plain"].append(timed(lambda: losses["plain"].append(plain_step(translators, critics, plain, a, b)[0])))  # noqa: B023
+        seconds["limit"].append(timed(lambda: bare_step(a, b)))  # noqa: B023
+    apart = [abs(one - other) / other for one, other in zip(losses["ours"], losses["plain"], strict=True)]
+    return {name: statistics.median(values[3:]) for name, values in seconds.items()}, statistics.mean(apart)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=64)
@@ -59,30 +88,9 @@ def main() -> None:
     parser.add_argument("--upsampling", default="resize")
     parser.add_argument("--steps", type=int, default=50)
     options = parser.parse_args()
-    cyclegan = shared_definitions("4.1_cyclegan")
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), mixed_precision=best_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    )
-    torch.manual_seed(0)
-    run = cyclegan.new_run(accelerator, options.size, options.channels, options.blocks, options.upsampling, options.steps, pool_size=0)
-    translators, critics = copy_of(accelerator.unwrap_model(run.translators)), copy_of(accelerator.unwrap_model(run.critics))
-    plain = [torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999)) for network in (translators, critics)]
-    seconds, losses = {"ours": [], "plain": []}, {"ours": [], "plain": []}
-    for step in range(options.steps):
-        pictures = torch.rand(2, 1, 3, options.size, options.size, generator=torch.Generator().manual_seed(step)) * 2 - 1
-        a, b = pictures.to(accelerator.device)
-        started = time.perf_counter()
-        values = cyclegan.train_step(run, a, b, 10.0, 0.5)
-        losses["ours"].append(sum(float(values[name]) for name in ("fooling", "cycle", "identity")))
-        seconds["ours"].append(time.perf_counter() - started)
-        started = time.perf_counter()
-        losses["plain"].append(plain_step(translators, critics, plain, a, b)[0])
-        seconds["plain"].append(time.perf_counter() - started)
-    ours, by_plain = (statistics.median(seconds[name][5:]) for name in ("ours", "plain"))
-    apart = [abs(one - other) / other for one, other in zip(losses["ours"], losses["plain"], strict=True)]
-    print(f"{options.size} px, {options.channels} channels, {options.blocks} blocks, {options.upsampling}, batch 1, {accelerator.device}")
-    print(f"ours ({accelerator.mixed_precision}) {ours:.3f} s, plain (float32) {by_plain:.3f} s a step: ratio {by_plain / ours:.2f}")
-    print(f"generators' loss over {options.steps} steps: mean {statistics.mean(apart):.2%} apart, last {apart[-1]:.2%}")
+    seconds, apart = compare(options)
+    what = f"1 x {options.size} px, {options.channels} channels, {options.blocks} blocks"
+    line("4.1 CycleGAN step", what, seconds, **{"losses apart": f"{apart:.2%} over {options.steps} steps"})
 
 
 if __name__ == "__main__":

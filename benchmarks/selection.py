@@ -17,9 +17,7 @@ import matplotlib
 matplotlib.use("agg")
 import nbformat
 import pandas as pd
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from measure import interleaved, line, ROOT
 
 
 def read_only(celeba: Path) -> float:
@@ -45,24 +43,27 @@ def select(celeba: Path, cells: list[str]) -> float:
         return spent
 
 
-def main() -> None:
-    celeba = Path(sys.argv[1])
+def cells_of_notebook() -> list[str]:
+    """The code of 1.1 without set-up and figures."""
     notebook = nbformat.read(next((ROOT / "notebooks").glob("1.1_*.ipynb")), 4)
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"][1:]
-    cells = [
-        source
-        for source in code
-        if "plt.subplots" not in source and "plot.bar" not in source and "show_images(open_faces(look" not in source
-    ]
-    reading, selecting = [], []
-    for _ in range(3):
-        reading.append(read_only(celeba))
+    figures = ("plt.subplots", "plot.bar", "show_images(open_faces(look")
+    return [source for source in code if not any(figure in source for figure in figures)]
+
+
+def row(celeba: Path, rounds: int = 3) -> dict:
+    """A line of the table; here the limit is the bare reading of the same files."""
+    spent = []
+
+    def ours():
         with contextlib.redirect_stdout(io.StringIO()):
-            selecting.append(select(celeba, cells))
-    read, selected = statistics.median(reading), statistics.median(selecting)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"read only {read:.2f} s, read and select {selected:.2f} s, ratio {selected / read:.2f}, peak memory {peak:.0f} MB")
+            spent.append(select(celeba, cells_of_notebook()))
+
+    seconds = interleaved({"ours": ours, "limit": lambda: read_only(celeba)}, rounds)
+    count = sum(1 for _ in (celeba / "Anno/identity_CelebA.txt").open())
+    return line("1.1 selection", f"{count:,} rows", seconds | {"ours": statistics.median(spent)})
 
 
 if __name__ == "__main__":
-    main()
+    row(Path(sys.argv[1]))
+    print(f"peak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")

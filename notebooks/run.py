@@ -68,7 +68,7 @@ PATHS = {
     "detector",
 }
 
-
+RANK = int(os.environ.get("RANK", 0))  # under torchrun or `accelerate launch` every process runs the notebook; the first one keeps it
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages: a training step on a processor gains a tenth
 
 
@@ -115,7 +115,7 @@ def value_of(name: str, text: str):
 @contextlib.contextmanager
 def alone_in(folder: Path):
     """One run at a time in a folder; what a notebook runs in its turn belongs to the run that started the notebook."""
-    if os.environ.get("FACES_RUN") == str(folder):
+    if RANK or os.environ.get("FACES_RUN") == str(folder):
         yield
         return
     lock = FileLock(folder / ".lock")
@@ -184,7 +184,7 @@ class Series:
             return
         print(f"{label} {path.stem} ...", flush=True)
         started, clock = time.perf_counter(), time.time()
-        temporary = executed.with_suffix(".running.ipynb")
+        temporary = executed.with_suffix(f".{RANK}.running.ipynb" if RANK else ".running.ipynb")
         try:
             papermill.execute_notebook(
                 path, temporary, parameters, cwd=HERE, kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=40"]
@@ -197,6 +197,9 @@ class Series:
                 f"{label} {path.stem} stopped in cell In [{error.exec_count}]: {error.ename}: {error.evalue}\n"
                 f"See {os.path.relpath(stopped)}; what was finished before it is kept."
             )
+        if RANK:
+            temporary.unlink()
+            return
         temporary.replace(executed)
         seconds = round(time.perf_counter() - started, 1)
         key = hashlib.sha256(json.dumps([source, parameters, upstream], sort_keys=True).encode()).hexdigest()[:16]

@@ -1,5 +1,9 @@
 """3.2 to 3.4: labels follow the mirror, metrics and losses agree with others', interrupted training goes on, any photograph is masked."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +229,24 @@ def test_interrupted_segmentation_ends_with_the_same_numbers(tmp_path):
     assert not (broken.runs / "checkpoints/tiny").exists(), "a finished run keeps its weights only"
     _, loaded = small_run(broken, accelerator, break_at=0)
     assert len(loaded) == 4, "a finished run is not trained again"
+
+
+def test_two_processes_learn_as_one_does(tmp_path):
+    """The same global batch, halved: the same losses, the same scores."""
+    histories = []
+    for count in (1, 2):
+        output = tmp_path / str(count)
+        script = [str(Path(__file__).with_name("two_processes.py")), str(output)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", *script]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        histories.append(pd.DataFrame(json.loads((output / "history.json").read_text())))
+    one, two = histories
+    assert set(one["processes"]) == {1}
+    assert set(two["processes"]) == {2}
+    np.testing.assert_allclose(one[["loss", "val_score"]], two[["loss", "val_score"]], rtol=1e-4)
+    assert one["loss"].iloc[-1] < one["loss"].iloc[0]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):

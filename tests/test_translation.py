@@ -8,10 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import copy_series, known, run_stages
+from cyclegan_step import copy_of, plain_step
 from PIL import Image
 
 import helpers
-from benchmarks.cyclegan_step import copy_of, plain_step
 
 cyclegan = helpers.shared_definitions("4.1_cyclegan")
 
@@ -50,9 +50,9 @@ def test_the_epoch_with_the_lowest_kid_goes_on(tmp_path):
     accelerator = Accelerator(cpu=True)
     accelerator.init_trackers("test")
     torch.manual_seed(0)
-    run = cyclegan.new_run(accelerator, 16, 4, 1, "resize", 8)
+    run = cyclegan.new_run(accelerator, 32, 4, 1, "resize", 8)
     rng = np.random.default_rng(0)
-    stores = {f"{part}{domain}": rng.integers(0, 255, (2, 18, 18, 3), dtype=np.uint8) for part in ("train", "test") for domain in "AB"}
+    stores = {f"{part}{domain}": rng.integers(0, 255, (2, 36, 36, 3), dtype=np.uint8) for part in ("train", "test") for domain in "AB"}
     settings = dict(epochs=4, batch_size=1, rate=2e-4, seed=0, cycle_weight=10.0, identity_weight=0.5)
     checkpoint = helpers.Checkpoint(accelerator, tmp_path / "checkpoint", settings, run.kept)
     seen, kid = [], iter([3.0, 1.0, 2.0, 1.5])
@@ -61,12 +61,12 @@ def test_the_epoch_with_the_lowest_kid_goes_on(tmp_path):
         seen.append({name: value.clone() for name, value in network.state_dict().items()})
         return dict.fromkeys(("kid_to_a", "kid_to_b"), next(kid))
 
-    cyclegan.train(run, cyclegan.Domains(stores, 16, accelerator.device), checkpoint, settings, tmp_path, judge)
+    cyclegan.train(run, cyclegan.Domains(stores, 32, accelerator.device), checkpoint, settings, tmp_path, judge)
     first = next(name for name in seen[1] if name.endswith("weight"))
     assert torch.equal(run.best.state_dict()[first], seen[1][first])
     assert not torch.equal(run.best.state_dict()[first], seen[3][first])
     torch.manual_seed(1)
-    again = cyclegan.new_run(accelerator, 16, 4, 1, "resize", 8)
+    again = cyclegan.new_run(accelerator, 32, 4, 1, "resize", 8)
     helpers.Checkpoint(accelerator, tmp_path / "checkpoint", settings, again.kept).resume()
     assert torch.equal(again.best.state_dict()[first], seen[1][first]), "it is part of the state"
 

@@ -1,0 +1,121 @@
+"""Seconds and memory for 1, 4 and 16 times the rows and photographs; each size runs in a process of its own.
+
+python benchmarks/growth.py          both tables, on the drawn sample
+Memory is what the process holds of its own (Linux: RssAnon); pages of the memory-mapped store belong to the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import selection
+from measure import ROOT
+from photographs import annotations
+
+from helpers import photograph_store, square_matrix
+
+ROWS, PHOTOGRAPHS = 12_662, 400  # at 1 x; 16 x are 202,592 rows and 6,400 photographs
+
+
+def many_annotations(celeba: Path, target: Path, rows: int) -> Path:
+    """CelebA's files with `rows` rows: those of `celeba` again and again, with new names and new persons, points moved a little."""
+    (target / "Anno").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, header in (("identity_CelebA", 0), ("list_bbox_celeba", 2), ("list_landmarks_celeba", 2), ("list_attr_celeba", 2)):
+        path = celeba / "Anno" / f"{name}.txt"
+        head = path.read_text().splitlines()[:header]
+        table = pd.read_csv(path, sep=r"\s+", header=None, skiprows=header)
+        copies = pd.concat([table] * -(-rows // len(table)), ignore_index=True).iloc[:rows]
+        copies[0] = [f"{index:06d}.jpg" for index in range(1, rows + 1)]
+        if not header:
+            copies[1] += 100_000 * (np.arange(rows) // len(table))
+        if name == "list_landmarks_celeba":
+            copies.iloc[:, 1:] += rng.integers(-1, 2, (rows, 10))
+        with (target / "Anno" / path.name).open("w") as file:
+            file.write("".join(f"{line}\n" for line in [str(rows), *head[1:]][:header]))
+            copies.to_csv(file, sep=" ", header=False, index=False)
+    return target
+
+
+@contextlib.contextmanager
+def watched():
+    """Yields a dictionary that holds `seconds` and `megabytes`, the most that were held beyond the start, afterwards."""
+
+    def held() -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+    answer, done, start = {}, threading.Event(), held()
+    most = [start]
+
+    def watch():
+        while not done.wait(0.02):
+            most[0] = max(most[0], held())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    started = time.perf_counter()
+    yield answer
+    answer["seconds"] = time.perf_counter() - started
+    done.set()
+    thread.join()
+    answer["megabytes"] = most[0] - start
+
+
+def of_selection(celeba: Path, times: int) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        many = many_annotations(celeba, Path(folder) / "celeba", times * ROWS)
+        read = selection.read_only(many)
+        with watched() as answer, contextlib.redirect_stdout(io.StringIO()):
+            spent = selection.select(many, selection.cells_of_notebook())
+        return {**answer, "count": times * ROWS, "seconds": spent, "reading": read}
+
+
+def of_store(celeba: Path, times: int) -> dict:
+    files, boxes, _ = annotations(celeba, PHOTOGRAPHS)
+    with tempfile.TemporaryDirectory() as folder:
+        names = []
+        for index in range(times * len(files)):
+            names.append(f"{index:06d}.jpg")
+            os.symlink(files[index % len(files)].resolve(), Path(folder) / names[-1])
+        matrices = square_matrix(np.tile(boxes, (times, 1)), 128)
+        with watched() as answer:
+            photograph_store(folder, names, matrices, 128, Path(folder) / "store.npy")
+        return {**answer, "count": len(names)}
+
+
+def rows(data: Path) -> list[dict]:
+    """A row for each stage and size, and seconds for 202,599 photographs by the slope."""
+    table = []
+    for stage in ("selection", "store"):
+        for times in (1, 4, 16):
+            command = [sys.executable, __file__, stage, str(times), str(data / "celeba")]
+            answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+            table.append({"stage": stage, "times": times, **answer})
+            print(
+                "  ".join(f"{name} {value:,.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in table[-1].items()),
+                flush=True,
+            )
+    store = pd.DataFrame(table).query("stage == 'store'")
+    slope, rest = np.polyfit(store["count"], store["seconds"], 1)
+    print(f"202,599 photographs of this size would take {(slope * 202_599 + rest) / 60:.1f} minutes by the slope")
+    return table
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        work = {"selection": of_selection, "store": of_store}[sys.argv[1]]
+        print(json.dumps(work(Path(sys.argv[3]), int(sys.argv[2]))))
+    else:
+        rows(ROOT / "data" / "sample")
