@@ -121,9 +121,14 @@ def kept_folder() -> Path | None:
     return Path(given) if given else drive / "faces" if drive.is_dir() else None
 
 
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _contents(path: Path) -> dict[str, str]:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return {os.path.relpath(file, path): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {os.path.relpath(file, path): _sha256(file) for file in files}
 
 
 def keep(path: Path) -> Path:
@@ -192,9 +197,7 @@ def fetch(url: str, path: str | Path, size: int | None = None, sha256: str | Non
     got = part.stat().st_size
     if got < (size or expected):
         raise OSError(f"{path.name}: broke off after {got:,} of {size or expected:,} bytes; run again, it goes on from there.")
-    with open(part, "rb") as file:
-        right = got == (size or got) and sha256 in (None, hashlib.file_digest(file, "sha256").hexdigest())
-    if not right:
+    if got != (size or got) or sha256 not in (None, _sha256(part)):
         part.unlink()
         raise OSError(f"{path.name}: {url} gave a file of other size or content than expected; it was thrown away. Try again later.")
     return part.replace(path)
