@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=400, help="photographs")
     parser.add_argument("--steps", type=int, default=20, help="training steps")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", help="of our training steps: bf16, fp16 or no; by default what the device does well")
     options = parser.parse_args()
     if not (options.data / "celeba").is_dir():
         parser.error(f"{options.data} holds no celeba/: make 0.1 draws the sample, or name a folder with --data")
@@ -71,7 +72,7 @@ def main() -> None:
         rows_16 = growth.many_annotations(options.data / "celeba", Path(temporary) / "celeba", 202_599)
         rows = [selection.row(rows_16, min(3, options.rounds))]
         rows += photographs.rows(options.data, options.count, options.rounds)
-        rows += training.rows(options.data, Path(temporary), options.steps)
+        rows += training.rows(options.data, Path(temporary), options.steps, options.precision)
     runs = ROOT / "runs" / "sample"
     rows += one_photograph(ROOT / "data" / "sample", runs, options.rounds)
     notebooks = {path.stem: json.loads(path.read_text())["seconds"] for path in sorted((runs / "notebooks").glob("[0-9].[0-9].json"))}

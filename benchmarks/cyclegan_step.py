@@ -49,7 +49,8 @@ def compare(options) -> tuple[dict[str, float], float]:
     """Median seconds of a step, ours, plain and bare; mean relative distance of the generators' losses. `options`: see below."""
     cyclegan = shared_definitions("4.1_cyclegan")
     on_gpu = torch.cuda.is_available()
-    accelerator = Accelerator(cpu=not on_gpu, mixed_precision=best_precision(torch.device("cuda" if on_gpu else "cpu")))
+    precision = options.precision or best_precision(torch.device("cuda" if on_gpu else "cpu"))
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision)
     torch.manual_seed(0)
     run = cyclegan.new_run(accelerator, options.size, options.channels, options.blocks, options.upsampling, options.steps, pool_size=0)
     translators, critics = copy_of(accelerator.unwrap_model(run.translators)), copy_of(accelerator.unwrap_model(run.critics))
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--upsampling", default="resize")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--precision", help="bf16, fp16 or no; by default what the device does well")
     options = parser.parse_args()
     seconds, apart = compare(options)
     what = f"1 x {options.size} px, {options.channels} channels, {options.blocks} blocks"

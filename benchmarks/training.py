@@ -101,10 +101,11 @@ def read_faces(files: list[Path], boxes: np.ndarray, count: int, size: int, rng:
         cv2.resize(cv2.imread(str(files[index]))[max(0, y) : y + height, max(0, x) : x + width], (size, size))
 
 
-def rows(data: Path, cache: Path, steps: int) -> list[dict]:
+def rows(data: Path, cache: Path, steps: int, precision: str | None = None) -> list[dict]:
     """Lines for hourglass, both recognisers, FPN, DeepLabV3 and CycleGAN."""
     on_gpu = torch.cuda.is_available()
-    accelerator = Accelerator(cpu=not on_gpu, mixed_precision=best_precision(torch.device("cuda" if on_gpu else "cpu")))
+    precision = precision or best_precision(torch.device("cuda" if on_gpu else "cpu"))
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision)
     rng, table, device = np.random.default_rng(0), [], accelerator.device
     files, boxes, points = annotations(data / "celeba", 256)
     matrices = square_matrix(boxes, 192)
@@ -154,7 +155,9 @@ def rows(data: Path, cache: Path, steps: int) -> list[dict]:
         read = lambda size=size: [cv2.resize(cv2.imread(str(file)), (size, size)) for file in mask_files[: 8 * 12]]  # noqa: E731
         table.append(compare(stage, f"8 x {size} px", contest, batches, read, steps))
 
-    seconds, apart = cyclegan_step.compare(SimpleNamespace(size=64, channels=32, blocks=6, upsampling="resize", steps=steps))
+    seconds, apart = cyclegan_step.compare(
+        SimpleNamespace(size=64, channels=32, blocks=6, upsampling="resize", steps=steps, precision=precision)
+    )
     table.append(line("4.1 CycleGAN step", "1 x 64 px", seconds, **{"losses apart": f"{apart:.1%} over {steps} steps"}))
     return table
 
