@@ -45,6 +45,8 @@ NEEDS = {
     "4.2": ["1.4"],
     "5.1": ["2.2", "3.2", "3.4", "4.2"],
 }
+SETS = {"1.1": "celeba", "3.1": "CelebAMask-HQ", "4.1": "horse2zebra", "4.2": "selfie2portrait"}  # what `all` needs of DATA
+NO_RESULT = {"real_sets", "archives", "tracker"}  # settings that change nothing a later stage reads
 EVERYWHERE = {"data", "output", "photographs", "images", "device", "seed", "tracker"}  # settings that also reach the stages before
 PATHS = {
     "data",
@@ -136,12 +138,26 @@ class Series:
     """One data set's run: where executed notebooks and their records lie, and which settings were asked for."""
 
     def __init__(self, dataset: str, settings: dict) -> None:
-        self.dataset, self.settings = dataset, settings
+        self.dataset, self.settings, self.left_out = dataset, settings, set()
         self.folder = Path(settings.get("output", ROOT)) / "runs" / dataset / "notebooks"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def needs(self, stage: str) -> list[str]:
-        return [other for other in NEEDS[stage] if other != "0.1" or self.dataset == "sample"]
+        return [other for other in NEEDS[stage] if (other != "0.1" or self.dataset == "sample") and other not in self.left_out]
+
+    def everything(self) -> list[str]:
+        """All stages for which there are pictures; those left out are named."""
+        if self.dataset == "sample":
+            return list(NEEDS)
+        data = Path(self.settings.get("data") or ROOT / "data")
+        pair = {} if "folder_a" in self.settings else {stage: self.settings.get("pair", SETS[stage]) for stage in ("4.1", "4.2")}
+        for stage, name in {"1.1": SETS["1.1"], "3.1": SETS["3.1"], **pair}.items():
+            if (data / name).is_dir():
+                continue
+            after = {other for other in NEEDS if stage in self.order([other]) and (other != "5.1" or stage == "1.1")}
+            print(f"{' '.join(sorted(after))} left out: there is no {name}/ in {os.path.relpath(data)}", flush=True)
+            self.left_out |= after
+        return [stage for stage in NEEDS if stage != "0.1" and stage not in self.left_out]
 
     def order(self, stages: list[str]) -> list[str]:
         ordered: list[str] = []
@@ -202,7 +218,8 @@ class Series:
             return
         temporary.replace(executed)
         seconds = round(time.perf_counter() - started, 1)
-        key = hashlib.sha256(json.dumps([source, parameters, upstream], sort_keys=True).encode()).hexdigest()[:16]
+        matter = {name: value for name, value in parameters.items() if name not in NO_RESULT}
+        key = hashlib.sha256(json.dumps([source, matter, upstream], sort_keys=True).encode()).hexdigest()[:16]
         made = sorted(file.name for file in manifests.glob("*.csv") if file.stat().st_mtime >= clock and file.name != "rejected.csv")
         record = {"key": key, "made": made, "source": source, "parameters": parameters, "upstream": upstream, "seconds": seconds}
         (self.folder / f"{stage}.json").write_text(json.dumps(record, indent=1))
@@ -251,8 +268,8 @@ def main() -> None:
     options = parser.parse_args()
     pairs = [item.split("=", 1) for item in options.set if item.split("=", 1)[1]]
     settings = {name.lower(): value_of(name.lower(), value) for name, value in pairs}
-    asked = [stage for stage in NEEDS if stage != "0.1" or options.dataset == "sample"] if "all" in options.stages else options.stages
     series = Series(options.dataset, settings)
+    asked = series.everything() if "all" in options.stages else options.stages
     unknown = set(settings) - EVERYWHERE - set().union(*(parameters_of(nbformat.read(notebook_of(stage), 4)) for stage in NEEDS))
     if unknown:
         sys.exit(f"No notebook has a parameter named {', '.join(sorted(unknown))}.")

@@ -16,7 +16,7 @@ from conftest import copy_series, known, ROOT, run_stages, SMALL
 from filelock import FileLock
 
 import helpers
-from notebooks.run import NEEDS, notebook_of
+from notebooks.run import NEEDS, notebook_of, Series
 
 
 def manifest(series, name):
@@ -219,6 +219,15 @@ def test_unknown_setting_is_refused(series):
     done = run_stages(series, "1.4", check=False, epoch=3)
     assert done.returncode != 0
     assert "epoch" in done.stderr
+
+
+def test_all_leaves_out_what_has_no_pictures(tmp_path, capsys):
+    (tmp_path / "celeba").mkdir()
+    family = Series("family", {"data": str(tmp_path), "output": str(tmp_path)})
+    assert family.everything() == ["1.1", "1.2", "1.3", "1.4", "1.5", "2.1", "2.2", "5.1"]
+    assert family.order(["5.1"]) == ["1.1", "1.3", "1.4", "1.5", "2.1", "2.2", "5.1"], "5.1 does without the other rooms"
+    assert "3.1 3.2 3.3 3.4 left out: there is no CelebAMask-HQ/ in" in capsys.readouterr().out
+    assert Series("sample", {"output": str(tmp_path)}).everything() == list(NEEDS)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
