@@ -6,6 +6,7 @@ files and cv2.warpAffine). A matrix is 2x3 and maps points of the original photo
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import inspect
@@ -114,11 +115,14 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def kept_folder() -> Path | None:
-    """Where finished files are kept besides: FACES_KEEP, else `faces/` in a mounted Google Drive, else nowhere."""
-    drive = Path("/content/drive/MyDrive")
-    given = os.environ.get("FACES_KEEP")
-    return Path(given) if given else drive / "faces" if drive.is_dir() else None
+def kept_folder(root: Path) -> Path | None:
+    """Where the finished files of the project at `root` are kept besides: FACES_KEEP, else `faces/` in a mounted Google Drive, else nowhere.
+
+    An empty FACES_KEEP turns it off. Another OUTPUT than the project itself has its own folder there.
+    """
+    given, drive = os.environ.get("FACES_KEEP"), "/content/drive/MyDrive"
+    place = Path(given).absolute() if given else Path(drive) / "faces" if given is None and os.path.isdir(drive) else None
+    return place / root.name if place and root != ROOT else place
 
 
 def _sha256(path: Path) -> str:
@@ -131,46 +135,91 @@ def _contents(path: Path) -> dict[str, str]:
     return {os.path.relpath(file, path): _sha256(file) for file in files}
 
 
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _kept_copy(path: Path) -> tuple[Path, Path, Path] | None:
+    """The copy of a path in csv/ or runs/, and its names while it is new and once it is old; None where nothing is kept."""
+    root = next((parent.parent for parent in path.absolute().parents if parent.name in ("csv", "runs")), None)
+    place = kept_folder(root) if root and os.environ.get("RANK", "0") == "0" else None
+    if place is None:
+        return None
+    copied = place / path.absolute().relative_to(root)
+    return copied, copied.with_name(f".new.{copied.name}"), copied.with_name(f".old.{copied.name}")
+
+
 def keep(path: Path) -> Path:
     """Copies a finished file or folder of csv/ or runs/ to `kept_folder` as well: the copy is read back before it replaces the old one.
 
     Manifests, weights and checkpoints go there; pixels stay here. A Drive that is full or gone is said aloud, and the run goes on.
     """
-    keeping = kept_folder()
-    if keeping is None:
+    names = _kept_copy(path)
+    if names is None:
         return path
-    root = next(parent.parent for parent in path.resolve().parents if parent.name in ("csv", "runs"))
-    copied = keeping / path.resolve().relative_to(root)
-    new, old = (copied.with_name(f".{os.getpid()}.{word}.{copied.name}") for word in ("new", "old"))
+    copied, new, old = names
     try:
         copied.parent.mkdir(parents=True, exist_ok=True)
+        if old.exists() and not copied.exists():  # killed between the two renames below
+            old.rename(copied)
+        _remove(new)
+        _remove(old)
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, new)
         if _contents(new) != _contents(path):
             raise OSError("what was written there reads back differently")
         if copied.is_dir():
             copied.rename(old)
         new.replace(copied)
+        _remove(old)
     except OSError as error:
-        print(f"{shown(path)} could not be kept in {keeping.name}/ too ({error}); it is safe here, copy it by hand.")
-    finally:
-        for left in (new, old):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        print(f"{shown(path)} could not be kept in {copied.parent.name}/ of the second place ({error}); it is safe here, copy it by hand.")
+        with contextlib.suppress(OSError):
+            if old.exists() and not copied.exists():
+                old.rename(copied)
+            _remove(new)
     return path
 
 
+def forget(path: Path) -> None:
+    """Removes a file or folder here and where `keep` has put it."""
+    for each in (path, *(_kept_copy(path) or ())):
+        with contextlib.suppress(OSError):
+            _remove(each)
+
+
 def bring_back(folders: SimpleNamespace) -> None:
-    """Fetches what `keep` left of this data set: all of it where nothing has run yet, else what is missing here."""
-    keeping, root = kept_folder(), folders.runs.parent.parent
-    fresh = not any(folders.runs.iterdir())
-    for part in (folders.csv, folders.runs) if keeping else ():
-        for file in sorted((keeping / part.relative_to(root)).rglob("*")):
-            here = root / file.relative_to(keeping)
-            if (
-                file.is_file()
-                and not any(name.startswith(".") for name in file.relative_to(keeping).parts)
-                and (fresh or not here.exists())
-            ):
-                write_atomically(here, lambda temporary, file=file: shutil.copyfile(file, temporary))
+    """Fetches what `keep` left of this data set and is missing here; a checkpoint comes whole or not at all."""
+    root = folders.runs.parent.parent
+    place = kept_folder(root)
+    if place is None:
+        return
+    fetched = []
+    try:
+        for old in [old for part in ("csv", "runs") for old in (place / part / folders.name).rglob(".old.*")]:
+            copied = old.with_name(old.name.removeprefix(".old."))
+            if not copied.exists():
+                old.rename(copied)
+        found = [path for part in ("csv", "runs") for path in sorted((place / part / folders.name).rglob("*"))]
+        for path in found:
+            inside = path.relative_to(place).parts
+            is_checkpoint = path.is_dir() and path.parent.name == "checkpoints"
+            here = root.joinpath(*inside)
+            there = here.exists() or here.with_name(f"{here.name}.old").exists()
+            hidden = any(name.startswith(".") for name in inside)
+            if there or hidden or not (is_checkpoint or (path.is_file() and path.parent.parent.name != "checkpoints")):
+                continue
+            copy_of = shutil.copytree if is_checkpoint else shutil.copyfile
+            temporary = here.with_name(f".{os.getpid()}.{here.name}")
+            here.parent.mkdir(parents=True, exist_ok=True)
+            copy_of(path, temporary)
+            os.replace(temporary, here)
+            fetched.append(here.name)
+    except OSError as error:
+        print(f"What an earlier session kept in {place.name}/ cannot be fetched ({error}).")
+    if fetched:
+        print(
+            f"{len(fetched)} files of an earlier session came back from {place.name}/: {', '.join(fetched[:6])}{' ...' * (len(fetched) > 6)}"
+        )
 
 
 def fetch(url: str, path: str | Path, size: int | None = None, sha256: str | None = None) -> Path:
@@ -531,7 +580,7 @@ class Checkpoint:
             self.average.load_state_dict(torch.load(self.folder / "average.pt", map_location="cpu", weights_only=True))
         except Exception as error:
             raise RuntimeError(
-                f"The checkpoint {shown(self.folder)} cannot be read ({type(error).__name__}); delete that folder to train afresh."
+                f"The checkpoint {shown(self.folder)} cannot be read ({type(error).__name__}); delete that folder, and its copy where it is kept, to train afresh."
             ) from error
         self.accelerator.print(f"Resumed {shown(self.folder)} after epoch {len(progress['history'])}.")
         return progress["history"]

@@ -66,7 +66,9 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.data / "celeba").is_dir():
         parser.error(f"{options.data} holds no celeba/: make 0.1 draws the sample, or name a folder with --data")
-    where = f"{machine()}; photographs of {options.data.name}/"
+    if options.steps < 10:
+        parser.error("--steps must be at least 10: the first three are not counted")
+    where = f"{machine()}; photographs of {options.data.name}/; precision {options.precision or 'as the device does well'}"
     print(where)
     with tempfile.TemporaryDirectory() as temporary:
         rows_16 = growth.many_annotations(options.data / "celeba", Path(temporary) / "celeba", 202_599)

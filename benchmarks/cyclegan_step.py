@@ -64,9 +64,13 @@ def compare(options) -> tuple[dict[str, float], float]:
 
     def bare_step(a, b):
         """Both networks forward and back once, without average, pool and numbers."""
+        bare.critics.requires_grad_(False)
         terms, made = cyclegan.generator_losses(bare, a, b, 10.0, 0.5)
+        bare.optimizers[0].zero_grad()
         accelerator.backward(sum(terms.values()))
         bare.optimizers[0].step()
+        bare.critics.requires_grad_(True)
+        bare.optimizers[1].zero_grad()
         loss, _ = cyclegan.critic_losses(bare, a, b, made["fake_a"].detach(), made["fake_b"].detach())
         accelerator.backward(loss)
         bare.optimizers[1].step()

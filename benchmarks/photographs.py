@@ -62,7 +62,7 @@ def plain_crops(files: list[Path], boxes: np.ndarray, folder: Path) -> None:
 
 def plain_alignment(files: list[Path], points: np.ndarray, folder: Path) -> None:
     for file, landmarks in zip(files, points, strict=True):
-        matrix, _ = cv2.estimateAffinePartial2D(landmarks, TEMPLATE_112, method=cv2.LMEDS)
+        matrix, _ = cv2.estimateAffinePartial2D(landmarks, TEMPLATE_112, method=cv2.RANSAC)
         cv2.imwrite(str(folder / file.name), cv2.warpAffine(cv2.imread(str(file)), matrix, (112, 112)))
 
 
@@ -96,7 +96,7 @@ def rows(data: Path, count: int, rounds: int) -> list[dict]:
     cv2.setNumThreads(1)
     files, boxes, points = annotations(data / "celeba", count)
     what, table = f"{len(files)} photographs", []
-    crops, aligned = square_matrix(boxes, 256, 0.8), fit_similarity(points, TEMPLATE_112)
+    crops = square_matrix(boxes, 256, 0.8)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         works = {
@@ -106,7 +106,7 @@ def rows(data: Path, count: int, rounds: int) -> list[dict]:
         }
         table.append(line("1.3 cropping", what, interleaved(works, rounds)))
         works = {
-            "ours": lambda: crop_and_keep(files, aligned, 112, folder),
+            "ours": lambda: crop_and_keep(files, fit_similarity(points, TEMPLATE_112), 112, folder),
             "plain": lambda: plain_alignment(files, points, folder),
             "limit": lambda: decode_and_encode(files, 112),
         }

@@ -5,6 +5,7 @@ python benchmarks/selection.py FOLDER   (FOLDER holds Anno/, as CelebA's own fol
 
 import contextlib
 import io
+import os
 import resource
 import statistics
 import sys
@@ -31,7 +32,7 @@ def select(celeba: Path, cells: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         (data / "celeba").symlink_to(celeba.resolve())
-        space: dict = {"Path": Path}
+        space: dict = {"Path": Path, "os": os}
         spent = 0.0
         for source in cells:
             started = time.perf_counter()

@@ -43,8 +43,7 @@ class Contest:
         return self.accelerator.prepare(network, torch.optim.AdamW(network.parameters(), 1e-3))
 
     def our_step(self, images: torch.Tensor, target) -> float:
-        torch.manual_seed(0)  # dropout, where a network has it
-        loss = self.loss_of(self.ours, images, target)
+        loss = self.loss_of(self.ours, layout(images), target)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.ours.parameters(), 5.0)
@@ -53,7 +52,6 @@ class Contest:
         return loss.item()
 
     def plain_step(self, images: torch.Tensor, target) -> float:
-        torch.manual_seed(0)
         loss = self.loss_of(self.plain, images.contiguous(), target)
         self.plain_optimizer.zero_grad()
         loss.backward()
@@ -64,6 +62,7 @@ class Contest:
     def bare_step(self, images: torch.Tensor, target) -> None:
         loss = self.loss_of(self.bare, images, target)
         self.bare_optimizer.zero_grad()
+        self.bare_optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.bare_optimizer.step()
 
@@ -71,13 +70,15 @@ class Contest:
 def compare(stage: str, what: str, contest: Contest, batches: Iterator, read_plainly: Callable, steps: int) -> dict:
     """Steps in turn; medians without the first three. `batches` gives (images, target), `read_plainly` what the plain recipe reads."""
     seconds, losses, fixed = {"ours": [], "plain": [], "limit": [], "step": [], "plain step": []}, [], None
-    for _ in range(steps):
+    for number in range(steps):
         given, values = {}, {}
         making = timed(lambda given=given: given.update(batch=next(batches)))
         images, target = given["batch"]
-        fixed = fixed or (images, target)
+        fixed = fixed or (layout(images), target)
+        torch.manual_seed(number)  # dropout, where a network has it, is the same for both
         step = timed(lambda: values.update(ours=contest.our_step(images, target)))  # noqa: B023 - called at once
         reading = timed(read_plainly)
+        torch.manual_seed(number)
         plain = timed(lambda: values.update(plain=contest.plain_step(images, target)))  # noqa: B023
         bare = timed(lambda: contest.bare_step(*fixed))  # noqa: B023
         for name, value in (("ours", making + step), ("plain", reading + plain), ("limit", bare), ("step", step), ("plain step", plain)):
@@ -115,9 +116,7 @@ def rows(data: Path, cache: Path, steps: int, precision: str | None = None) -> l
     settings = dict(stride=4, cells=32, sigma=1.5, input_size=128, store_size=192, store=store, truth=truth, accelerator=accelerator)
     hourglass = shared_definitions("1.4_stacked_hourglass", **settings)
     torch.manual_seed(0)
-    contest = Contest(
-        hourglass.StackedHourglass(2, 96, 5, 4), lambda net, x, y: hourglass.heatmap_loss(net(layout(x - 0.45)), y), accelerator
-    )
+    contest = Contest(hourglass.StackedHourglass(2, 96, 5, 4), lambda net, x, y: hourglass.heatmap_loss(net(x - 0.45), y), accelerator)
     batches = forever(lambda: hourglass.augmented_batch(rng.integers(len(store), size=32)))
     table.append(compare("1.4 hourglass step", "32 x 128 px", contest, batches, lambda: read_faces(files, boxes, 32, 128, rng), steps))
 
@@ -136,7 +135,7 @@ def rows(data: Path, cache: Path, steps: int, precision: str | None = None) -> l
         table.append(compare(stage, "32 x 112 px", contest, faces, lambda: read_faces(files, boxes, 32, 112, rng), steps))
 
     parts = shared_definitions("3.2_segmentation_architectures")
-    photographs, label_maps, mask_files = labelled(data / "CelebAMask-HQ", 64, 192)
+    photographs, label_maps, pairs = labelled(data / "CelebAMask-HQ", 64, 192)
     for stage, size, network in (
         ("3.2 FPN step", 192, lambda: parts.build_segmenter("FPN", "mobilenet_v2", 19)),
         (
@@ -152,7 +151,7 @@ def rows(data: Path, cache: Path, steps: int, precision: str | None = None) -> l
         torch.manual_seed(0)
         contest = Contest(network(), lambda net, x, y: F.cross_entropy(net(x).float(), y, ignore_index=parts.IGNORED), accelerator)
         batches = forever(lambda pictures=pictures: pictures.augmented(rng.integers(len(photographs), size=8)))
-        read = lambda size=size: [cv2.resize(cv2.imread(str(file)), (size, size)) for file in mask_files[: 8 * 12]]  # noqa: E731
+        read = lambda size=size: [cv2.resize(cv2.imread(str(file)), (size, size)) for pair in rng.choice(pairs, 8) for file in pair]  # noqa: E731
         table.append(compare(stage, f"8 x {size} px", contest, batches, read, steps))
 
     seconds, apart = cyclegan_step.compare(
@@ -177,17 +176,17 @@ class Dictionary(torch.nn.Module):
         return self.network(images)["out"]
 
 
-def labelled(folder: Path, count: int, size: int) -> tuple[np.ndarray, np.ndarray, list[Path]]:
-    """Photographs (N, size, size, 3), label maps (N, size, size) and the files that a loader would read again for them."""
+def labelled(folder: Path, count: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Photographs (N, size, size, 3), label maps (N, size, size) and files (N, 2): the photograph, and a mask in place of its label map."""
     masks: dict[str, dict[str, Path]] = {}
     for path in sorted((folder / "CelebAMask-HQ-mask-anno").glob("*/*_*.png")):
         masks.setdefault(path.stem[:5], {})[path.stem[6:]] = path
     masks = dict(list(masks.items())[:count])
-    pictures = [cv2.imread(str(folder / "CelebA-HQ-img" / f"{int(image_id)}.jpg"))[..., ::-1] for image_id in masks]
+    files = [(folder / "CelebA-HQ-img" / f"{int(image_id)}.jpg", next(iter(paths.values()))) for image_id, paths in masks.items()]
+    pictures = [cv2.imread(str(photograph))[..., ::-1] for photograph, _ in files]
     label_maps = [mask_merging.merge_one(paths) for paths in masks.values()]
-    files = [file for paths in masks.values() for file in paths.values()]
     return (
         np.stack([cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA) for picture in pictures]),
         np.stack([cv2.resize(label_map, (size, size), interpolation=cv2.INTER_NEAREST) for label_map in label_maps]),
-        files,
+        np.array(files),
     )

@@ -90,11 +90,21 @@ def parameters_of(notebook: nbformat.NotebookNode) -> set[str]:
     return set(re.findall(r"^(\w+)\s*=", cell.source, re.MULTILINE))
 
 
-def source_hash(notebook: nbformat.NotebookNode) -> str:
+def shared_source(notebook: nbformat.NotebookNode, known: set[str]) -> list[str]:
+    """The cells tagged "shared" of all notebooks that this one names, and of those that they name; `known` are done already."""
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    for name in re.findall(r'shared_definitions\("(.+?)"\)', "\n".join(code)):
-        other = nbformat.read(HERE / f"{name}.ipynb", as_version=4)
-        code += [cell.source for cell in other.cells if "shared" in cell.metadata.get("tags", [])]
+    sources = []
+    for name in sorted(set(re.findall(r'"(\d\.\d_\w+)"', "\n".join(code))) - known):
+        if (HERE / f"{name}.ipynb").exists():
+            known.add(name)
+            other = nbformat.read(HERE / f"{name}.ipynb", as_version=4)
+            sources += [cell.source for cell in other.cells if "shared" in cell.metadata.get("tags", [])]
+            sources += shared_source(other, known)
+    return sources
+
+
+def source_hash(notebook: nbformat.NotebookNode) -> str:
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"] + shared_source(notebook, set())
     return hashlib.sha256("\0".join([*code, (ROOT / "helpers.py").read_text()]).encode()).hexdigest()[:16]
 
 

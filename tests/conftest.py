@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+os.environ["FACES_KEEP"] = ""  # no test writes to a Drive that may be mounted
+
 SMALL = {
     "many_persons": 8, "few_persons": 10, "photographs_few": 9, "epochs": 2, "short_epochs": 1, "channels": 16, "face_size": 32,
     "tracker": '""', "persons": 6, "batch_size": 16, "masked_faces": 12, "unpaired": 4, "covered": 3,

@@ -314,41 +314,85 @@ def opened(output):
     return helpers.open_dataset("mine", output / "data", output, needs=None)
 
 
-def test_what_is_finished_is_kept_in_a_second_place_and_comes_back(tmp_path, drive):
+def new_machine(output):
+    """The same OUTPUT with nothing in it, as on Colab the next day."""
+    output.rename(output.with_name("yesterday"))
+    return opened(output)
+
+
+def test_what_is_finished_is_kept_in_a_second_place_and_comes_back(tmp_path, drive, capsys):
     """As on Colab: manifests, weights and the checkpoint go to Drive; a new machine takes them from there and goes on."""
-    folders = opened(tmp_path / "old")
+    folders = opened(tmp_path / "here")
+    (folders.runs / "stores").mkdir()
+    (folders.runs / "stores/pixels.npy").write_bytes(b"many")
     helpers.reject("1.1", {"a.jpg": "why"}, folders)
     helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt")
     *_, checkpoint = trained(folders.runs / "checkpoints/run")
     checkpoint.save([{"epoch": 1, "loss": 0.5}])
-    (folders.runs / "stores").mkdir()
-    (folders.runs / "stores/pixels.npy").write_bytes(b"many")
+    assert list(drive.rglob("weights.pt"))
     assert not list(drive.rglob("pixels.npy")), "pixels stay on the local disk"
-    again = opened(tmp_path / "new")
+    again = new_machine(tmp_path / "here")
+    assert "came back from here/" in capsys.readouterr().out
     assert helpers.read_manifest("rejected", again)["image_id"].tolist() == ["a.jpg"]
     helpers.load_weights(torch.nn.Linear(2, 1), again.runs / "weights.pt")
     assert trained(again.runs / "checkpoints/run")[-1].resume() == [{"epoch": 1, "loss": 0.5}]
+    other = opened(tmp_path / "elsewhere")
+    assert list(other.runs.iterdir()) == [], "another OUTPUT has a place of its own"
 
 
-def test_later_only_what_is_missing_comes_back(tmp_path, drive):
+def test_only_what_is_missing_comes_back_and_what_is_forgotten_does_not(tmp_path, drive):
     folders = opened(tmp_path / "here")
-    first = helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt")
-    other = helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "other.pt")
+    first, other, third = (helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / f"{name}.pt") for name in ("first", "other", "third"))
     first.write_bytes(b"newer")
     other.unlink()
+    helpers.forget(third)
     opened(tmp_path / "here")
     assert first.read_bytes() == b"newer"
     assert other.exists()
+    assert not third.exists()
 
 
 def test_a_copy_that_reads_back_differently_does_not_replace_the_old_one(tmp_path, drive, monkeypatch, capsys):
     folders = opened(tmp_path / "here")
     path = helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt")
-    kept = drive / "runs/mine/weights.pt"
+    kept = drive / "here/runs/mine/weights.pt"
     before = kept.read_bytes()
     monkeypatch.setattr(helpers.shutil, "copyfile", lambda source, target: target.write_bytes(source.read_bytes()[:100]))
     helpers.save_weights(torch.nn.Linear(2, 1), path)
     assert kept.read_bytes() == before
-    assert "weights.pt could not be kept in drive/ too (what was written there reads back differently)" in capsys.readouterr().out
+    assert (
+        "weights.pt could not be kept in mine/ of the second place (what was written there reads back differently)"
+        in capsys.readouterr().out
+    )
     assert [file.name for file in kept.parent.iterdir()] == ["weights.pt"]
     assert path.read_bytes() != before, "the run itself goes on"
+
+
+def test_a_folder_that_cannot_be_swapped_leaves_the_old_copy(tmp_path, drive, monkeypatch, capsys):
+    folders = opened(tmp_path / "here")
+    *_, checkpoint = trained(folders.runs / "checkpoints/run")
+    checkpoint.save([{"epoch": 1, "loss": 0.5}])
+    kept = drive / "here/runs/mine/checkpoints/run"
+    replace = helpers.Path.replace
+
+    def broken(self, target):
+        if self.name.startswith(".new."):
+            raise OSError("Transport endpoint is not connected")
+        return replace(self, target)
+
+    monkeypatch.setattr(helpers.Path, "replace", broken)
+    helpers.keep(checkpoint.folder)
+    assert "is not connected" in capsys.readouterr().out
+    assert (kept / "progress.json").exists()
+    assert [file.name for file in kept.parent.iterdir()] == ["run"]
+
+
+def test_a_second_place_that_is_none_is_said_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("FACES_KEEP", str(tmp_path / "file"))
+    folders = opened(tmp_path / "here")
+    assert helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt").exists()
+    assert "weights.pt could not be kept" in capsys.readouterr().out
+    monkeypatch.setenv("FACES_KEEP", "")
+    helpers.save_weights(torch.nn.Linear(2, 1), tmp_path / "weights.pt")
+    assert capsys.readouterr().out == ""
