@@ -152,7 +152,7 @@ def _kept_copy(path: Path) -> tuple[Path, Path, Path] | None:
 def keep(path: Path) -> Path:
     """Copies a finished file or folder of csv/ or runs/ to `kept_folder` as well: the copy is read back before it replaces the old one.
 
-    Manifests, weights and checkpoints go there; pixels stay here. A Drive that is full or gone is said aloud, and the run goes on.
+    Manifests, weights and checkpoints go there; pixels stay here. Where a Drive is full or gone it says so, and the run goes on.
     """
     names = _kept_copy(path)
     if names is None:
