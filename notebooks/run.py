@@ -153,7 +153,8 @@ class Series:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def needs(self, stage: str) -> list[str]:
-        return [other for other in NEEDS[stage] if (other != "0.1" or self.dataset == "sample") and other not in self.left_out]
+        drawn = self.dataset == "sample" and "data" not in self.settings  # with DATA= the pictures are there already
+        return [other for other in NEEDS[stage] if (other != "0.1" or drawn) and other not in self.left_out]
 
     def everything(self) -> list[str]:
         """All stages for which there are pictures; those left out are named."""

@@ -228,6 +228,8 @@ def test_all_leaves_out_what_has_no_pictures(tmp_path, capsys):
     assert family.order(["5.1"]) == ["1.1", "1.3", "1.4", "1.5", "2.1", "2.2", "5.1"], "5.1 does without the other rooms"
     assert "3.1 3.2 3.3 3.4 left out: there is no CelebAMask-HQ/ in" in capsys.readouterr().out
     assert Series("sample", {"output": str(tmp_path)}).everything() == list(NEEDS)
+    assert Series("sample", {"output": str(tmp_path)}).order(["3.2"]) == ["0.1", "3.1", "3.2"]
+    assert Series("sample", {"output": str(tmp_path), "data": str(tmp_path)}).order(["3.2"]) == ["3.1", "3.2"], "nothing is drawn"
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
