@@ -399,13 +399,16 @@ def invert_affine(matrix: np.ndarray) -> np.ndarray:
 
 
 def square_matrix(box: np.ndarray, size: int, scale: float = 1.0) -> np.ndarray:
-    """Matrices (N, 2, 3) that cut squares `scale` times the longer side of `box` (N, 4: x y width height) to `size` pixels."""
+    """Matrices (N, 2, 3) that cut squares `scale` times the longer side of `box` (N, 4: x y width height) to `size` pixels.
+
+    The squares are whole pixels of the photograph: they can be cut out and resized, at a tenth of the cost of a warp.
+    """
     box = np.asarray(box, float)
-    zoom = size / (scale * box[..., 2:].max(-1))
-    centre = box[..., :2] + (box[..., 2:] - 1) / 2
+    side = np.maximum(1, np.round(scale * box[..., 2:].max(-1)))
+    corner = np.round(box[..., :2] + (box[..., 2:] - side[..., None]) / 2)
     matrix = np.zeros((*box.shape[:-1], 2, 3))
-    matrix[..., 0, 0] = matrix[..., 1, 1] = zoom
-    matrix[..., 2] = (size - 1) / 2 - zoom[..., None] * centre
+    matrix[..., 0, 0] = matrix[..., 1, 1] = size / side
+    matrix[..., 2] = (size / side[..., None]) * (0.5 - corner) - 0.5  # pixel edges onto pixel edges
     return matrix
 
 
@@ -451,18 +454,32 @@ def read_photograph(path: str | Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it
                 image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except FileNotFoundError:
         raise PhotographError(f"{Path(path).name}: no such photograph") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PhotographError(f"{Path(path).name}: cannot be decoded ({error})".replace(str(path), "file")) from None
 
 
+def _whole_square(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray | None:
+    """What `matrix` cuts out, where that is an upright square of whole pixels inside the image (as of square_matrix)."""
+    zoom = matrix[0, 0]
+    if zoom <= 0 or matrix[1, 1] != zoom or matrix[0, 1] or matrix[1, 0]:
+        return None
+    exact = np.array([*(0.5 - (matrix[:, 2] + 0.5) / zoom), size / zoom])
+    left, top, side = whole = np.round(exact).astype(int)
+    inside = left >= 0 and top >= 0 and left + side <= image.shape[1] and top + side <= image.shape[0]
+    return image[top : top + side, left : left + side] if inside and np.abs(exact - whole).max() < 1e-6 else None
+
+
 def warp_photograph(image: np.ndarray, matrix: np.ndarray, size: int, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
     """Samples a `size` x `size` crop once from the photograph; where it shrinks, each pixel averages what it covers."""
+    square = _whole_square(image, matrix, size)
+    if square is not None:
+        return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if len(square) > size else cv2.INTER_CUBIC)
     shrink = 1 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))
     samples = int(np.clip(np.ceil(shrink), 1, 16))
     fine = samples * matrix
