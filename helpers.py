@@ -181,10 +181,13 @@ def keep(path: Path) -> Path:
 
 
 def forget(path: Path) -> None:
-    """Removes a file or folder here and where `keep` has put it."""
-    for each in (path, *(_kept_copy(path) or ())):
-        with contextlib.suppress(OSError):
-            _remove(each)
+    """Removes a file or folder here and where `keep` has put it; what cannot be removed there stays, and is named."""
+    _remove(path)
+    try:
+        for copied in _kept_copy(path) or ():
+            _remove(copied)
+    except OSError as error:
+        print(f"{copied.name} of the second place is no longer needed and could not be removed ({error}).")
 
 
 def bring_back(folders: SimpleNamespace) -> None:

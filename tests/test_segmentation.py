@@ -172,6 +172,26 @@ def test_rare_photographs_come_up_more_often():
 # ---------------------------------------------------------------- things before the face
 
 
+def test_lent_glasses_arrive_with_their_label_and_nothing_else_changes():
+    images = np.stack([np.full((40, 40, 3), grey, np.uint8) for grey in (60, 200)])
+    label_maps = np.full((2, 40, 40), LABEL["skin"], np.uint8)
+    label_maps[1, 10:14, 5:15] = LABEL["eye_g"]
+    lending = {LABEL["eye_g"]: np.array([1]), LABEL["hat"]: np.array([], int)}
+    lent = segmentation.PastedParts(images, label_maps, torch.device("cpu"), None, lending, share=1.0)
+    places = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        image, label_map = lent.pair(0)
+        worn = label_map == LABEL["eye_g"]
+        places.add(int(worn.any(0).argmax()))
+        assert worn.sum() == 40 and set(np.unique(label_map)) == {LABEL["skin"], LABEL["eye_g"]}
+        assert image[worn].mean() > 180, "the pixels come along"
+        assert (image[20:] == 60).all() and image.dtype == label_map.dtype == np.uint8
+    assert places == {5, 25}, "as they are, and mirrored"
+    nothing = segmentation.PastedParts(images, label_maps, torch.device("cpu"), None, {LABEL["hat"]: np.array([], int)}, share=1.0)
+    assert (nothing.pair(0)[0] == images[0]).all(), "nobody has a hat to lend"
+
+
 @pytest.mark.parametrize("kind", ["hand", "microphone", "thing", "cloth mask", "rectangles"])
 def test_what_is_held_before_the_face_is_cut_out_and_nothing_else(kind):
     space = definitions("3.4", "ellipse", "rod", "hand", "microphone", "thing", "rectangles", "cloth_mask", "skin_of", "surface_of", "hold")

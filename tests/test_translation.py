@@ -32,6 +32,20 @@ def test_a_step_agrees_with_the_plain_recipe():
         assert float(ours["critics"]) == pytest.approx(critic_loss, rel=2e-3)
 
 
+def test_critics_see_each_picture_in_another_view_and_gradients_come_back():
+    torch.manual_seed(0)
+    critics = cyclegan.Critics(4, cyclegan.critic_views(32))
+    picture = (torch.rand(1, 3, 32, 32) * 2 - 1).requires_grad_()
+    first, second = (critics(picture, picture)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    first.sum().backward()
+    assert (picture.grad != 0).float().mean() > 0.5
+    plain = cyclegan.Critics(4)
+    assert torch.equal(*(plain(picture, picture)[0] for _ in range(2)))
+    seen = cyclegan.critic_views(32)(torch.rand(3, 32, 32))
+    assert seen.shape == (3, 32, 32) and seen.min() >= 0 and seen.max() <= 1
+
+
 def test_pool_keeps_old_pictures_and_is_part_of_the_state():
     torch.manual_seed(0)
     pool = cyclegan.Pool(3, 1)
