@@ -458,6 +458,8 @@ def read_photograph(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             ImageOps.exif_transpose(image, in_place=True)
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # the way that Pillow does not warn about
             if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it
                 image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

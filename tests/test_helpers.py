@@ -116,6 +116,15 @@ def test_every_mode_becomes_rgb(tmp_path, mode, ending):
     assert image.std() > 10
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
+    picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8), "P")
+    picture.putpalette([value for colour in range(256) for value in (colour, 0, 255 - colour)])
+    picture.save(tmp_path / "palette.png", transparency=bytes(range(64)))
+    image = helpers.read_photograph(tmp_path / "palette.png")
+    assert image.shape == (8, 8, 3) and image[0, 5].tolist() == [5, 0, 250]
+
+
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 256 * 4).reshape(4, 256).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
