@@ -375,6 +375,24 @@ def test_only_what_is_missing_comes_back_and_what_is_forgotten_does_not(tmp_path
     assert not third.exists()
 
 
+def test_what_cannot_be_removed_from_the_second_place_is_named(tmp_path, drive, monkeypatch, capsys):
+    folders = opened(tmp_path / "here")
+    path = helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt")
+    kept = drive / "here/runs/mine/weights.pt"
+    remove = helpers._remove
+
+    def remove_here(gone):
+        if gone.is_relative_to(drive):
+            raise PermissionError("a disk that can only be read")
+        remove(gone)
+
+    monkeypatch.setattr(helpers, "_remove", remove_here)
+    helpers.forget(path)
+    assert not path.exists()
+    assert kept.exists()
+    assert "weights.pt of the second place is no longer needed and could not be removed (a disk that can only" in capsys.readouterr().out
+
+
 def test_a_copy_that_reads_back_differently_does_not_replace_the_old_one(tmp_path, drive, monkeypatch, capsys):
     folders = opened(tmp_path / "here")
     path = helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt")
