@@ -5,7 +5,6 @@ The plain loops are what a student writes: cv2.imread, one crop after the other,
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,8 @@ import mask_merging
 import numpy as np
 import pandas as pd
 from measure import interleaved, line
-from PIL import Image
 
-from helpers import fit_similarity, photograph_store, read_photograph, square_matrix, TEMPLATE_112
+from helpers import fit_similarity, photograph_store, square_matrix, TEMPLATE_112, write_jpeg
 
 
 def annotations(celeba: Path, count: int) -> tuple[list[Path], np.ndarray, np.ndarray]:
@@ -36,10 +34,6 @@ def annotations(celeba: Path, count: int) -> tuple[list[Path], np.ndarray, np.nd
     )
 
 
-def save(picture: np.ndarray, path: Path) -> None:
-    Image.fromarray(picture).save(path, "JPEG", quality=95)
-
-
 def in_parallel(work, *rows) -> list:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(work, *rows))
@@ -49,7 +43,7 @@ def crop_and_keep(files: list[Path], matrices: np.ndarray, size: int, folder: Pa
     """As 1.3 and 1.5 do it: one store, then one JPEG each."""
     store, _ = photograph_store(files[0].parent, [file.name for file in files], matrices, size, folder / "store.npy")
     (folder / "store.json").unlink()  # or the next round would find it made
-    in_parallel(save, store, [folder / file.name for file in files])
+    in_parallel(write_jpeg, store, [folder / file.name for file in files])
 
 
 def plain_crops(files: list[Path], boxes: np.ndarray, folder: Path) -> None:
@@ -71,8 +65,8 @@ def decode_and_encode(files: list[Path], size: int) -> None:
     picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC)  # as smooth as a face
 
     def both(file):
-        read_photograph(file)
-        Image.fromarray(picture).save(io.BytesIO(), "JPEG", quality=95)
+        cv2.imread(str(file))
+        cv2.imencode(".jpg", picture)
 
     in_parallel(both, files)
 
@@ -114,7 +108,7 @@ def rows(data: Path, count: int, rounds: int) -> list[dict]:
         works = {
             "ours": lambda: epochs_of(files, square_matrix(boxes, 128), folder),
             "plain": lambda: plain_epochs(files, boxes),
-            "limit": lambda: in_parallel(read_photograph, files),
+            "limit": lambda: in_parallel(cv2.imread, [str(file) for file in files]),
         }
         table.append(line("photographs of five epochs", what, interleaved(works, rounds)))
     table.append(mask_merging.row(data / "CelebAMask-HQ", count, rounds))

@@ -116,6 +116,26 @@ def test_every_mode_becomes_rgb(tmp_path, mode, ending):
     assert image.std() > 10
 
 
+@pytest.mark.parametrize("tail", [b"", b"a maker's note"])
+def test_a_jpeg_has_the_same_pixels_whichever_library_decodes_it(tmp_path, monkeypatch, tail):
+    """OpenCV reads ordinary ones, Pillow whatever differs, as by bytes behind the end."""
+    path = tmp_path / "photo.jpg"
+    photograph(path)
+    path.write_bytes(path.read_bytes() + tail)
+    by_opencv = []
+    monkeypatch.setattr(helpers.cv2, "imread", lambda *given, imread=cv2.imread: by_opencv.append(given) or imread(*given))
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(helpers.read_photograph(path), np.asarray(image))
+    assert len(by_opencv) == (not tail)
+
+
+def test_a_jpeg_written_comes_back(tmp_path):
+    picture = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None], (1, 64, 3)) // np.array([1, 2, 4], np.uint8)
+    path = helpers.write_jpeg(picture, tmp_path / "written.jpg")
+    assert np.abs(helpers.read_photograph(path).astype(int) - picture).max() <= 8
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
     picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8), "P")
