@@ -47,7 +47,7 @@ BOX_COLUMNS = ["box_x", "box_y", "box_width", "box_height"]
 PARTS = "skin nose eye_g l_eye r_eye l_brow r_brow l_ear r_ear mouth u_lip l_lip hair hat ear_r neck_l neck cloth".split()
 PART_COLOURS = np.array([
     [0, 0, 0], [214, 165, 130], [190, 120, 90], [60, 60, 220], [60, 200, 230], [30, 140, 190], [120, 90, 40], [80, 60, 20], [230, 130, 160], [200, 90, 130],
-    [250, 250, 250], [230, 60, 80], [180, 20, 60], [90, 60, 120], [240, 150, 30], [255, 235, 60], [120, 255, 90], [170, 140, 100], [60, 120, 90],
+    [110, 10, 25], [230, 60, 80], [180, 20, 60], [90, 60, 120], [240, 150, 30], [255, 235, 60], [120, 255, 90], [170, 140, 100], [60, 120, 90],
 ], np.uint8)  # fmt: skip
 CROP_SIZE, ALIGNED_SIZE = 256, 112  # pixels: the crops of 1.3, the aligned faces of 1.5
 # InsightFace's template for a 112 x 112 aligned face (arcface_torch, `arcface_dst`).
@@ -1020,6 +1020,11 @@ def decode_heatmaps(heatmaps: torch.Tensor, method: str = "soft", radius: int = 
 
 
 # ---------------------------------------------------------------- pictures
+
+
+def tinted(picture: np.ndarray, mask: np.ndarray, colour: Sequence[int] = (0, 255, 90)) -> np.ndarray:
+    """A picture (H, W, 3) uint8 with the mask (H, W) laid over it."""
+    return np.where(np.asarray(mask, bool)[..., None], (0.55 * picture + 0.45 * np.array(colour)).astype(np.uint8), picture)
 
 
 def show_images(images, titles=None, columns: int = 8, size: float = 1.4, points=None, title: str | None = None, cmap=None):

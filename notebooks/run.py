@@ -238,9 +238,9 @@ class Series:
 
 
 def smaller(png: str) -> str:
-    """A figure (base64 PNG) with a palette of 256 colours, where that is smaller: committed notebooks have to stay light."""
+    """A figure (base64 PNG) with a palette of 256 colours, rare ones included, where that is smaller: notebooks have to stay light."""
     image, slim = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
-    image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(slim, "PNG", optimize=True)
+    image.quantize(256, kmeans=1, dither=Image.Dither.FLOYDSTEINBERG).save(slim, "PNG", optimize=True)
     text = base64.b64encode(slim.getvalue()).decode()
     return min(text, png, key=len)
 
