@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import http.client
 import inspect
 import json
 import linecache
@@ -18,8 +19,10 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import types
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +68,7 @@ def open_dataset(
     `data` holds `celeba/`, `CelebAMask-HQ/` and so on; by default `data/<name>/` for the sample and `data/` for real
     sets. `output` holds `csv/` and `runs/`; by default the project itself.
     """
+    may_draw = name == "sample" and not data
     data = Path(data) if data else Path(output or ROOT) / "data" / "sample" if name == "sample" else ROOT / "data"
     output = Path(output) if output else ROOT
     folders = SimpleNamespace(name=name, data=data, celeba=data / "celeba", photographs=data / "celeba" / "img_celeba")
@@ -74,7 +78,7 @@ def open_dataset(
     bring_back(folders)
     if needs is None:
         return folders
-    if not (data / needs).is_dir() and name == "sample":
+    if not (data / needs).is_dir() and may_draw:
         print("The sample is not drawn yet: notebook 0.1 does it now, in a minute or two.")
         subprocess.run([sys.executable, ROOT / "notebooks" / "run.py", "0.1", "--set", f"OUTPUT={output}"], check=True)
     if not (data / needs).is_dir():
@@ -106,7 +110,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Calls `write(temporary)` beside `path`, then renames: a reader never sees half a file, a full disk keeps the old one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{os.getpid()}_{threading.get_ident()}.{path.name}")
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -125,14 +129,14 @@ def kept_folder(root: Path) -> Path | None:
     return place / root.name if place and root != ROOT else place
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _contents(path: Path) -> dict[str, str]:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return {os.path.relpath(file, path): _sha256(file) for file in files}
+    return {os.path.relpath(file, path): sha256_of(file) for file in files}
 
 
 def _remove(path: Path) -> None:
@@ -237,19 +241,26 @@ def fetch(url: str, path: str | Path, size: int | None = None, sha256: str | Non
     path.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        if "text/html" in answer.headers.get("Content-Type", ""):
-            raise OSError(
-                f"{path.name}: {url} answers with a page, not a file; over its quota, or moved. Download it by hand to {shown(path)}"
-            )
-        goes_on = have and answer.status == 206
-        expected = int(answer.headers.get("Content-Length", 0)) + (have if goes_on else 0)
-        with open(part, "ab" if goes_on else "wb") as file:
-            shutil.copyfileobj(answer, file, 1 << 20)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            if "text/html" in answer.headers.get("Content-Type", ""):
+                raise OSError(
+                    f"{path.name}: {url} answers with a page, not a file; over its quota, or moved. Download it by hand to {shown(path)}"
+                )
+            goes_on = have and answer.status == 206
+            expected = int(answer.headers.get("Content-Length", 0)) + (have if goes_on else 0)
+            with open(part, "ab" if goes_on else "wb") as file:
+                shutil.copyfileobj(answer, file, 1 << 20)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:  # 416: nothing follows what is here already
+            raise
+        expected = have
+    except http.client.HTTPException as error:
+        raise OSError(f"{path.name}: the connection broke ({type(error).__name__}); run again, it goes on from there.") from None
     got = part.stat().st_size
     if got < (size or expected):
         raise OSError(f"{path.name}: broke off after {got:,} of {size or expected:,} bytes; run again, it goes on from there.")
-    if got != (size or got) or sha256 not in (None, _sha256(part)):
+    if got != (size or got) or sha256 not in (None, sha256_of(part)):
         part.unlink()
         raise OSError(f"{path.name}: {url} gave a file of other size or content than expected; it was thrown away. Try again later.")
     return part.replace(path)
@@ -331,20 +342,24 @@ SCHEMAS = {
 }
 
 
-def _validate(frame: pd.DataFrame, name: str, where: str) -> pd.DataFrame:
+def _validate(frame: pd.DataFrame, name: str, where: str, dataset: str) -> pd.DataFrame:
     maker, schema = SCHEMAS[name]
+    again = f"Notebook {maker} makes it: delete it, then make {maker} DATASET={dataset}"
+    for column in frame.select_dtypes("float"):
+        if str(getattr(schema.columns.get(column), "dtype", "")).startswith("int") and (frame[column].dropna() % 1 != 0).any():
+            raise ValueError(f"{where}: column {column}: only whole numbers make sense there. {again}")
     try:
         return schema.validate(frame)
     except (pa.errors.SchemaError, pa.errors.SchemaErrors) as error:
         first = getattr(error, "schema_errors", [error])[0]
         column = f"column {first.schema.name}: " if getattr(first.schema, "name", None) else ""
         reason = column + str(first).splitlines()[0].rstrip(":")
-        raise ValueError(f"{where}: {reason}. Notebook {maker} makes it: make {maker}") from None
+        raise ValueError(f"{where}: {reason}. {again}") from None
 
 
 def write_manifest(frame: pd.DataFrame, name: str, folders: SimpleNamespace) -> Path:
     """Checks `frame` against its schema, sorts it by its key and writes csv/<dataset>/<name>.csv atomically."""
-    frame = _validate(frame, name, f"{name}.csv (about to be written)").sort_values(SCHEMAS[name][1].unique)
+    frame = _validate(frame, name, f"{name}.csv (about to be written)", folders.name).sort_values(SCHEMAS[name][1].unique)
     whole = [column for column in frame.select_dtypes("float") if (frame[column] % 1 == 0).all()]
     frame = frame.astype(dict.fromkeys(whole, int))  # the same text, in a third of the time
     return keep(write_atomically(folders.csv / f"{name}.csv", lambda path: frame.to_csv(path, index=False, float_format="%.6g")))
@@ -355,8 +370,13 @@ def read_manifest(name: str, folders: SimpleNamespace) -> pd.DataFrame:
     path, maker = folders.csv / f"{name}.csv", SCHEMAS[name][0]
     if not path.exists():
         raise FileNotFoundError(f"{shown(path)} is missing. Notebook {maker} makes it: make {maker} DATASET={folders.name}")
-    frame = pd.read_csv(path, dtype={"image_id": str})
-    return _validate(frame, name, shown(path))
+    try:
+        frame = pd.read_csv(path, dtype={"image_id": str})
+        if not isinstance(frame.index, pd.RangeIndex):
+            raise ValueError("its rows have more fields than its head")
+    except ValueError as error:  # what pandas raises for an empty file, a row too long, bytes that are no text
+        raise ValueError(f"{shown(path)} is no table ({str(error).strip()}). Delete it, then make {maker} DATASET={folders.name}") from None
+    return _validate(frame, name, shown(path), folders.name)
 
 
 def reject(stage: str, reasons: Mapping[str, str], folders: SimpleNamespace) -> pd.DataFrame:
@@ -376,7 +396,7 @@ def fingerprint(*parts) -> str:
             return part.to_csv(index=False, float_format="%.6g")
         return inspect.getsource(part) if callable(part) else repr(part)
 
-    return hashlib.sha256("".join(map(text, parts)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join(map(text, parts)).encode()).hexdigest()[:16]
 
 
 def landmarks_of(frame: pd.DataFrame) -> np.ndarray:
@@ -452,6 +472,9 @@ class PhotographError(ValueError):
     """A photograph that cannot be used; the message names the file and the reason."""
 
 
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a bad file
+
+
 def _is_ordinary(image: Image.Image) -> bool:
     """Whether it is a JPEG in colour, upright, with the mark at its end that a truncated one lacks."""
     if image.format != "JPEG" or image.mode != "RGB" or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -482,7 +505,7 @@ def read_photograph(path: str | Path) -> np.ndarray:
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except FileNotFoundError:
         raise PhotographError(f"{Path(path).name}: no such photograph") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise PhotographError(f"{Path(path).name}: cannot be decoded ({error})".replace(str(path), "file")) from None
 
 
@@ -528,7 +551,8 @@ def photograph_store(
     folder, cache, image_ids = Path(folder), Path(cache), list(image_ids)
     matrices = np.ascontiguousarray(matrices, dtype=float)
     stats = [(path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else 0 for path in map(folder.joinpath, image_ids)]
-    key = hashlib.sha256(json.dumps([image_ids, size, stats]).encode() + matrices.tobytes()).hexdigest()
+    code = fingerprint(read_photograph, warp_photograph, _whole_square)
+    key = hashlib.sha256(json.dumps([image_ids, size, stats, code]).encode() + matrices.tobytes()).hexdigest()
     notes = cache.with_suffix(".json")
     if cache.exists() and notes.exists() and (known := json.loads(notes.read_text()))["key"] == key:
         return np.load(cache, mmap_mode="r"), known["failures"]
@@ -550,6 +574,7 @@ def photograph_store(
             list(pool.map(one, range(len(image_ids))))
         store.flush()
 
+    notes.unlink(missing_ok=True)  # killed between the two, the array must not pass for what the old notes say
     write_atomically(cache, fill)
     write_atomically(notes, lambda path: path.write_text(json.dumps({"key": key, "failures": failures})))
     return np.load(cache, mmap_mode="r"), failures
@@ -607,7 +632,8 @@ class Checkpoint:
 
     def __init__(self, accelerator: Accelerator, folder: Path, settings: Mapping, average: torch.nn.Module) -> None:
         self.accelerator, self.folder, self.average = accelerator, Path(folder), average
-        self.settings, self.kept = json.loads(json.dumps(settings)), 0.0
+        self.settings = json.loads(json.dumps({**settings, "precision": accelerator.mixed_precision}))
+        self.kept = 0.0
 
     def resume(self) -> list[dict]:
         """Loads the newest state, if there is one for these settings; returns the history, one row per epoch done."""
@@ -814,6 +840,12 @@ def shuffled_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[first : first + size] for first in range(0, max(1, len(order) - size + 1), size)]
 
 
+def own_random_numbers(accelerator: Accelerator) -> None:
+    """From here on each further process draws other random numbers, lest all augment their shares of a batch alike."""
+    if accelerator.process_index:
+        torch.manual_seed(torch.initial_seed() + 7919 * accelerator.process_index)
+
+
 # ---------------------------------------------------------------- parts of faces
 
 IMAGENET_MEAN, IMAGENET_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its encoders expect
@@ -823,8 +855,8 @@ def picture_size(path: Path) -> tuple[int, int]:
     """Width and height of a photograph as it is seen, from its header; (1, 1) where there is none."""
     try:
         with Image.open(path) as image:
-            return image.size[::-1] if image.getexif().get(0x0112, 1) > 4 else image.size
-    except OSError:
+            return image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) > 4 else image.size
+    except UNREADABLE:
         return 1, 1
 
 
@@ -1032,6 +1064,8 @@ def tinted(picture: np.ndarray, mask: np.ndarray, colour: Sequence[int] = (0, 25
 def show_images(images, titles=None, columns: int = 8, size: float = 1.4, points=None, title: str | None = None, cmap=None):
     """A grid of images ((H, W, 3) or (H, W)); `points` is one (K, 2) array per image, or several in a list, each with its own colour."""
     images = list(images)
+    if not images:
+        return
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(

@@ -81,10 +81,15 @@ def main() -> None:
     rooms = helpers.shared_definitions("5.1_photo_to_everything")
     if not (runs / "gallery.npz").exists():
         sys.exit(f"{helpers.shown(runs / 'gallery.npz')} is missing. Notebook 5.1 makes it: make 5.1 DATASET={options.dataset}")
+    gallery = rooms.Gallery.load(runs / "gallery.npz")
     house = rooms.House(runs, options.recogniser, rooms.detector_file(options.detector, runs))
+    if gallery.recogniser != house.recogniser:
+        sys.exit(
+            f"{helpers.shown(runs / 'gallery.npz')} was made with another recogniser: make 5.1 DATASET={options.dataset} SET=recogniser={options.recogniser}"
+        )
     with tempfile.TemporaryDirectory() as uploads:  # gone when the page is closed
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        page = build_page(answerer(house, rooms.Gallery.load(runs / "gallery.npz"), rooms))
+        page = build_page(answerer(house, gallery, rooms))
         page.launch(server_name="127.0.0.1", server_port=options.port, share=options.share, max_file_size=LARGEST, show_error=True)
 
 

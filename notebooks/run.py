@@ -109,6 +109,8 @@ def source_hash(notebook: nbformat.NotebookNode) -> str:
 
 
 def value_of(name: str, text: str):
+    if text.lower() in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[text.lower()]
     words = {
         "unseen_persons": r"\d+|\[.*",
         "encoder_weights": "imagenet",
@@ -185,7 +187,28 @@ class Series:
 
     def record(self, stage: str) -> dict:
         path = self.folder / f"{stage}.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(path.read_text() or "{}") if path.exists() else {}
+
+    def inputs(self, stage: str, parameters: dict) -> str:
+        """A hash that changes when photographs are added to a stage's folders or taken away, or an annotation file is exchanged."""
+        if stage not in SETS or self.dataset == "sample":
+            return ""
+        folders = [parameters[name] for name in ("photographs", "images", "masks", "folder_a", "folder_b") if parameters.get(name)]
+        folders.append(Path(parameters.get("data") or ROOT / "data") / parameters.get("pair", SETS[stage]))
+        seen = []
+        for where, inner, files in (row for folder in folders for row in os.walk(folder)):
+            inner.sort()
+            listed = [Path(where, name) for name in sorted(files) if name.endswith((".txt", ".csv", ".json"))]
+            seen.append([len(files), *((path.stat().st_size, path.stat().st_mtime_ns) for path in (Path(where), *listed))])
+        return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+
+    def made_since(self, stage: str, clock: float) -> list[str]:
+        """What a stage has left, relative to the folder that holds csv/ and runs/: its manifests, files and folders of files."""
+        root = self.folder.parent.parent.parent
+        passing = {"notebooks", "checkpoints", "logs", "stores", "rejected.csv"}
+        left = [path for part in ("csv", "runs") for path in (root / part / self.dataset).iterdir() if path.name not in passing]
+        left += [root / "data" / "sample"] * (stage == "0.1")
+        return sorted(path.relative_to(root).as_posix() for path in left if path.exists() and path.stat().st_mtime >= clock)
 
     def wanted(self, stage: str, asked: bool, known: set[str]) -> dict:
         """The parameters of a stage: those asked for, and for a stage that only has to come before, those of its last run."""
@@ -202,11 +225,12 @@ class Series:
         upstream = {other: self.record(other).get("key") for other in self.needs(stage)}
         old, source = self.record(stage), source_hash(notebook)
         executed = self.folder / path.name
-        compared = set(parameters) | set(old.get("parameters", {})) if asked else EVERYWHERE & set(parameters)
+        always = (EVERYWHERE & set(parameters)) | ({"data", "photographs", "images"} & set(old.get("parameters", {})))
+        compared = set(parameters) | set(old.get("parameters", {})) if asked else always
         same_settings = all(old.get("parameters", {}).get(name) == parameters.get(name) for name in compared - {"output"})
-        manifests = self.folder.parent.parent.parent / "csv" / self.dataset
-        whole = executed.exists() and all((manifests / name).exists() for name in old.get("made", []))
-        if whole and old.get("source") == source and old.get("upstream") == upstream and same_settings:
+        whole = executed.exists() and all((self.folder.parent.parent.parent / name).exists() for name in old.get("made", []))
+        inputs = self.inputs(stage, parameters)
+        if whole and old.get("inputs") == inputs and old.get("source") == source and old.get("upstream") == upstream and same_settings:
             print(f"{label} {path.stem}: up to date", flush=True)
             return
         print(f"{label} {path.stem} ...", flush=True)
@@ -230,10 +254,12 @@ class Series:
         temporary.replace(executed)
         seconds = round(time.perf_counter() - started, 1)
         matter = {name: value for name, value in parameters.items() if name not in NO_RESULT}
-        key = hashlib.sha256(json.dumps([source, matter, upstream], sort_keys=True).encode()).hexdigest()[:16]
-        made = sorted(file.name for file in manifests.glob("*.csv") if file.stat().st_mtime >= clock and file.name != "rejected.csv")
-        record = {"key": key, "made": made, "source": source, "parameters": parameters, "upstream": upstream, "seconds": seconds}
-        (self.folder / f"{stage}.json").write_text(json.dumps(record, indent=1))
+        key = hashlib.sha256(json.dumps([source, matter, upstream, inputs], sort_keys=True).encode()).hexdigest()[:16]
+        record = {"key": key, "made": self.made_since(stage, clock), "inputs": inputs, "source": source}
+        record |= {"parameters": parameters, "upstream": upstream, "seconds": seconds}
+        written = self.folder / f".{stage}.json"
+        written.write_text(json.dumps(record, indent=1))
+        written.replace(self.folder / f"{stage}.json")
         print(f"{label} {path.stem}: {seconds:.0f} s", flush=True)
 
 
@@ -277,8 +303,12 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of the notebooks")
     parser.add_argument("--outputs", action="store_true", help="refresh the committed notebooks afterwards")
     options = parser.parse_args()
-    pairs = [item.split("=", 1) for item in options.set if item.split("=", 1)[1]]
-    settings = {name.lower(): value_of(name.lower(), value) for name, value in pairs}
+    for wrong in [item for item in options.set if "=" not in item] + [name for name in options.stages if name not in (*NEEDS, "all")]:
+        sys.exit(f"{wrong}: stages are all, {', '.join(NEEDS)}, and settings NAME=VALUE.")
+    pairs = [item.split("=", 1) for item in options.set]
+    settings = {name.lower(): value_of(name.lower(), value) for name, value in pairs if value or name.lower() == "tracker"}
+    if "dataset" in settings:
+        sys.exit("The data set is chosen by --dataset (make: DATASET=), not as a setting: its files have a folder of their own.")
     series = Series(options.dataset, settings)
     asked = series.everything() if "all" in options.stages else options.stages
     unknown = set(settings) - EVERYWHERE - set().union(*(parameters_of(nbformat.read(notebook_of(stage), 4)) for stage in NEEDS))

@@ -193,11 +193,55 @@ def test_store_is_made_once_and_anew_when_a_photograph_changes(tmp_path):
     assert store[2].max() > 0
 
 
+def test_a_store_that_was_interrupted_is_not_taken_for_an_older_one(tmp_path, monkeypatch):
+    """Killed between the pixels and their notes: the next request for the older crops makes them anew."""
+    photograph(tmp_path / "a.png")
+    one, two = np.eye(2, 3)[None], np.array([[[1.0, 0, -20], [0, 1, -5]]])
+    cache = tmp_path / "store.npy"
+    first = helpers.photograph_store(tmp_path, ["a.png"], one, 16, cache)[0].copy()
+    write = helpers.write_atomically
+
+    def killed(path, work):
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        return write(path, work)
+
+    monkeypatch.setattr(helpers, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        helpers.photograph_store(tmp_path, ["a.png"], two, 16, cache)
+    monkeypatch.setattr(helpers, "write_atomically", write)
+    np.testing.assert_array_equal(helpers.photograph_store(tmp_path, ["a.png"], one, 16, cache)[0], first)
+
+
+def test_a_picture_too_large_to_be_safe_has_no_size(tmp_path, monkeypatch):
+    photograph(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert helpers.picture_size(tmp_path / "a.png") == (1, 1)
+    with pytest.raises(helpers.PhotographError, match=r"a\.png"):
+        helpers.read_photograph(tmp_path / "a.png")
+
+
 # ---- manifests
 
 
 def val_frame():
     return pd.DataFrame({"image_id": ["b.jpg", "a.jpg"], "identity": [3, 4], "label": [0, 1]})
+
+
+def test_a_label_that_is_no_whole_number_is_refused(folders):
+    with pytest.raises(ValueError, match=r"val\.csv .*column label: only whole numbers"):
+        helpers.write_manifest(val_frame().assign(label=[0.7, 1.0]), "val", folders)
+
+
+@pytest.mark.parametrize("content", [b"", b"image_id,identity,label\na.jpg,1,2,3,4\n", b"image_id\xff\xfe\n"])
+def test_a_file_that_is_no_table_is_named(folders, content):
+    (folders.csv / "val.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"val\.csv is no table .*make 1\.1 DATASET=test"):
+        helpers.read_manifest("val", folders)
+
+
+def test_fingerprints_know_where_a_value_ends():
+    assert helpers.fingerprint(3, 64, 3, 20) != helpers.fingerprint(3, 64, 32, 0)
 
 
 def test_manifest_is_sorted_and_comes_back(folders):

@@ -114,7 +114,7 @@ def test_celeba_hq_square_follows_karras():
 
 def gallery_of(vectors, threshold):
     pictures = [np.zeros((32, 32, 3), np.uint8)] * len(vectors)
-    return rooms.Gallery([f"p{index}" for index in range(len(vectors))], vectors, pictures, threshold)
+    return rooms.Gallery([f"p{index}" for index in range(len(vectors))], vectors, pictures, threshold, "a program")
 
 
 def test_a_stranger_is_nobody(tmp_path):
@@ -126,6 +126,7 @@ def test_a_stranger_is_nobody(tmp_path):
     again = rooms.Gallery.load(gallery.save(tmp_path / "gallery.npz"))
     assert again.names == gallery.names
     assert again.threshold == 0.8
+    assert again.recogniser == "a program"
 
 
 def test_one_photograph_is_enough_to_enrol(tmp_path):
@@ -211,6 +212,9 @@ class Server(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, 0])[1])
         body = {"/page": b"<html>quota exceeded</html>", "/lies": CONTENT[::-1]}.get(self.path, CONTENT[start:])
+        if start >= len(CONTENT):
+            self.send_error(416)
+            return
         self.send_response(206 if start else 200)
         self.send_header("Content-Type", "text/html" if self.path == "/page" else "application/octet-stream")
         self.send_header("Content-Length", str(len(body)))
@@ -249,6 +253,11 @@ def test_a_broken_download_goes_on_where_it_broke(address, tmp_path):
     assert not (tmp_path / "set.zip.part").exists()
 
 
+def test_a_download_that_only_lacked_its_name_is_finished(address, tmp_path):
+    (tmp_path / "set.zip.part").write_bytes(CONTENT)
+    assert helpers.fetch(f"{address}/set", tmp_path / "set.zip", len(CONTENT), sha256(CONTENT)).read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize(("path", "message"), [("page", "answers with a page"), ("lies", "other size or content")])
 def test_a_wrong_download_is_refused(address, tmp_path, path, message):
     with pytest.raises(OSError, match=message):
@@ -278,6 +287,7 @@ def test_half_an_archive_leaves_nothing(tmp_path):
         unpack(tmp_path / "half.zip", tmp_path / "set")
     assert not (tmp_path / "set").exists()
     assert (unpack(tmp_path / "good.zip", tmp_path / "set") / "trainA/1.txt").exists()
+    assert (unpack(tmp_path / "good.zip", tmp_path / "set") / "trainA/1.txt").exists(), "over what a run that was stopped has left"
 
 
 def test_a_real_set_is_brought_from_an_archive(tmp_path):

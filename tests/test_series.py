@@ -179,6 +179,44 @@ def test_deleted_manifest_is_made_again(series, tmp_path):
     pd.testing.assert_frame_equal(manifest(output, "cropped_landmarks"), manifest(series, "cropped_landmarks"))
 
 
+def test_deleted_program_is_made_again(series, tmp_path):
+    output = tmp_path / "deleted"
+    copy_series(series, output)
+    (output / "runs/sample/stacked_hourglass.pt2").unlink()
+    done = run_stages(output, "1.4", **known(("1.4",)))
+    assert "1.3_face_crops: up to date" in done.stdout
+    assert (output / "runs/sample/stacked_hourglass.pt2").exists()
+
+
+def test_settings_are_read_as_they_are_written():
+    from notebooks.run import value_of
+
+    assert [value_of("views", text) for text in ("false", "True", "none")] == [False, True, None]
+    assert value_of("epochs", "3") == 3
+    assert value_of("unseen_persons", "None") is None
+
+
+@pytest.mark.parametrize(("stage", "setting"), [("9.9", "SEED=1"), ("1.1", "SEED"), ("1.1", "DATASET=celeba")])
+def test_a_command_that_cannot_be_meant_is_refused(tmp_path, stage, setting):
+    command = [sys.executable, str(ROOT / "notebooks/run.py"), stage, "--set", f"OUTPUT={tmp_path}", setting]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_exchanged_annotation_file_is_noticed(series, tmp_path):
+    """A data set of one's own: unchanged it is up to date; with fewer rows it is selected from again."""
+    shutil.copytree(series / "data/sample/celeba", tmp_path / "data/celeba")
+    settings = {"dataset": "family", "data": tmp_path / "data", **known(("1.1",))}
+    command = [sys.executable, str(ROOT / "notebooks/run.py"), "1.1", "--dataset", settings.pop("dataset"), "--set", f"OUTPUT={tmp_path}"]
+    command += [f"{name}={value}" for name, value in settings.items()]
+    outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    identities = tmp_path / "data/celeba/Anno/identity_CelebA.txt"
+    identities.write_text("".join(identities.read_text().splitlines(keepends=True)[:-2]))
+    outputs.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert ["up to date" in output for output in outputs] == [False, True, False]
+
+
 def test_missing_column_is_named(series, tmp_path):
     output = tmp_path / "column"
     copy_series(series, output)

@@ -85,6 +85,14 @@ def test_the_epoch_with_the_lowest_kid_goes_on(tmp_path):
     assert torch.equal(again.best.state_dict()[first], seen[1][first]), "it is part of the state"
 
 
+def test_statistics_are_taken_in_float32(monkeypatch):
+    seen, plain = [], torch.nn.InstanceNorm2d.forward
+    monkeypatch.setattr(torch.nn.InstanceNorm2d, "forward", lambda self, images: seen.append(images.dtype) or plain(self, images))
+    with torch.autocast("cpu", torch.bfloat16):
+        cyclegan.Generator(8, 2, "resize")(torch.zeros(1, 3, 32, 32))
+    assert set(seen) == {torch.float32}
+
+
 def test_flat_pictures_give_finite_gradients_in_half_precision():
     generator = cyclegan.Generator(8, 2, "resize")
     with torch.autocast("cpu", torch.bfloat16):
@@ -125,7 +133,9 @@ def test_portraits_are_made_and_only_the_face_is_changed(series):
     before = helpers.read_photograph(next((series / "data/sample/selfie2portrait/testA").glob(f"{made[0].stem}.*")))
     after = helpers.read_photograph(made[0])
     assert before.shape == after.shape
-    assert (before != after).any()
+    changed = np.abs(before.astype(int) - after).max(2) > 0
+    assert changed.mean() > 0.05
+    assert not changed[0].any() or not changed[-1].any(), "what lies outside the face's square stays as it was"
 
 
 def pictures(folder, count, seed, size=(80, 60)):
