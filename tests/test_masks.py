@@ -59,22 +59,25 @@ def test_split_has_the_counts_and_shares_the_rare(counts):
         assert np.ptp(shares) < 0.03
 
 
-def test_broken_masks_are_set_aside(series, tmp_path):
+def test_broken_masks_and_photographs_are_set_aside(series, tmp_path):
     output = tmp_path / "broken"
     copy_series(series, output)
     folder = output / "data/sample/CelebAMask-HQ"
-    first, second, third = split_of(series).index[:3]
+    first, second, third, fourth = split_of(series).index[:4]
     broken = next((folder / "CelebAMask-HQ-mask-anno").glob(f"*/{int(first):05d}_skin.png"))
     broken.write_bytes(broken.read_bytes()[:30])
     (folder / "CelebA-HQ-img" / f"{second}.jpg").unlink()
     for path in (folder / "CelebAMask-HQ-mask-anno").glob(f"*/{int(third):05d}_*.png"):
         path.unlink()
+    photograph = folder / "CelebA-HQ-img" / f"{fourth}.jpg"
+    photograph.write_bytes(photograph.read_bytes()[:500])
     (output / "runs/sample/notebooks/3.1.json").unlink()
     run_stages(output, "3.1")
     rejected = pd.read_csv(output / "csv/sample/rejected.csv", dtype=str).query("stage == '3.1'").set_index("image_id")["reason"]
     assert broken.name in rejected[first]
     assert "no photograph" in rejected[second]
     assert "no mask" in rejected[third]
+    assert f"{fourth}.jpg: cannot be decoded" in rejected[fourth]
     assert not set(rejected.index) & set(split_of(output).index)
 
 
