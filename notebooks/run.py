@@ -206,7 +206,7 @@ class Series:
         """What a stage has left, relative to the folder that holds csv/ and runs/: its manifests, files and folders of files."""
         root = self.folder.parent.parent.parent
         passing = {"notebooks", "checkpoints", "logs", "stores", "rejected.csv"}
-        left = [path for part in ("csv", "runs") for path in (root / part / self.dataset).iterdir() if path.name not in passing]
+        left = [path for part in ("csv", "runs") for path in (root / part / self.dataset).glob("*") if path.name not in passing]
         left += [root / "data" / "sample"] * (stage == "0.1")
         return sorted(path.relative_to(root).as_posix() for path in left if path.exists() and path.stat().st_mtime >= clock)
 
