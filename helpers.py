@@ -119,6 +119,14 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def in_threads(work: Callable, *rows: Iterable, at_once: int = 16) -> list:
+    """[work(*row) for row in zip(*rows)] on all cores; a thread takes `at_once` rows, for to hand over single photographs costs as much as to read them."""
+    jobs = list(zip(*rows, strict=True))
+    parts = [jobs[first : first + at_once] for first in range(0, len(jobs), at_once)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [result for part in pool.map(lambda part: [work(*row) for row in part], parts) for result in part]
+
+
 def kept_folder(root: Path) -> Path | None:
     """Where the finished files of the project at `root` are kept besides: FACES_KEEP, else `faces/` in a mounted Google Drive, else nowhere.
 
@@ -511,8 +519,13 @@ def read_photograph(path: str | Path) -> np.ndarray:
 
 def write_jpeg(picture: np.ndarray, path: str | Path) -> Path:
     """Writes (H, W, 3) uint8 RGB as a JPEG of quality 95, atomically; OpenCV encodes, beside other threads."""
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
-    return write_atomically(path, lambda temporary: temporary.write_bytes(encoded))
+    turned = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+
+    def write(temporary: Path) -> None:
+        if not cv2.imwrite(os.fspath(temporary), turned, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+            raise OSError(f"{Path(path).name} could not be written: is the disk full?")
+
+    return write_atomically(path, write)
 
 
 def _whole_square(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray | None:
@@ -570,8 +583,7 @@ def photograph_store(
             except PhotographError as error:
                 failures[image_ids[index]] = str(error)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(one, range(len(image_ids))))
+        in_threads(one, range(len(image_ids)))
         store.flush()
 
     notes.unlink(missing_ok=True)  # killed between the two, the array must not pass for what the old notes say

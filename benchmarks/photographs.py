@@ -5,9 +5,7 @@ The plain loops are what a student writes: cv2.imread, one crop after the other,
 
 from __future__ import annotations
 
-import os
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -16,7 +14,7 @@ import numpy as np
 import pandas as pd
 from measure import interleaved, line
 
-from helpers import fit_similarity, photograph_store, square_matrix, TEMPLATE_112, write_jpeg
+from helpers import fit_similarity, in_threads, photograph_store, square_matrix, TEMPLATE_112, write_jpeg
 
 
 def annotations(celeba: Path, count: int) -> tuple[list[Path], np.ndarray, np.ndarray]:
@@ -34,19 +32,20 @@ def annotations(celeba: Path, count: int) -> tuple[list[Path], np.ndarray, np.nd
     )
 
 
-def in_parallel(work, *rows) -> list:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(work, *rows))
+def new_folder(inside: Path) -> Path:
+    """Empty: to replace a file costs more than to write one."""
+    return Path(tempfile.mkdtemp(dir=inside))
 
 
 def crop_and_keep(files: list[Path], matrices: np.ndarray, size: int, folder: Path) -> None:
     """As 1.3 and 1.5 do it: one store, then one JPEG each."""
+    folder = new_folder(folder)
     store, _ = photograph_store(files[0].parent, [file.name for file in files], matrices, size, folder / "store.npy")
-    (folder / "store.json").unlink()  # or the next round would find it made
-    in_parallel(write_jpeg, store, [folder / file.name for file in files])
+    in_threads(write_jpeg, store, [folder / file.name for file in files])
 
 
 def plain_crops(files: list[Path], boxes: np.ndarray, folder: Path) -> None:
+    folder = new_folder(folder)
     for file, (x, y, width, height) in zip(files, boxes.astype(int), strict=True):
         image = cv2.imread(str(file))
         side = int(0.8 * max(width, height))
@@ -55,6 +54,7 @@ def plain_crops(files: list[Path], boxes: np.ndarray, folder: Path) -> None:
 
 
 def plain_alignment(files: list[Path], points: np.ndarray, folder: Path) -> None:
+    folder = new_folder(folder)
     for file, landmarks in zip(files, points, strict=True):
         matrix, _ = cv2.estimateAffinePartial2D(landmarks, TEMPLATE_112, method=cv2.RANSAC)
         cv2.imwrite(str(folder / file.name), cv2.warpAffine(cv2.imread(str(file)), matrix, (112, 112)))
@@ -68,12 +68,12 @@ def decode_and_encode(files: list[Path], size: int) -> None:
         cv2.imread(str(file))
         cv2.imencode(".jpg", picture)
 
-    in_parallel(both, files)
+    in_threads(both, files)
 
 
 def epochs_of(files: list[Path], matrices: np.ndarray, folder: Path, epochs: int = 5) -> None:
     store, _ = photograph_store(files[0].parent, [file.name for file in files], matrices, 128, folder / "store.npy")
-    (folder / "store.json").unlink()
+    (folder / "store.json").unlink()  # or the next round would find it made
     for _ in range(epochs):
         for batch in np.array_split(np.arange(len(files)), max(1, len(files) // 32)):
             np.ascontiguousarray(store[batch])
@@ -108,7 +108,7 @@ def rows(data: Path, count: int, rounds: int) -> list[dict]:
         works = {
             "ours": lambda: epochs_of(files, square_matrix(boxes, 128), folder),
             "plain": lambda: plain_epochs(files, boxes),
-            "limit": lambda: in_parallel(cv2.imread, [str(file) for file in files]),
+            "limit": lambda: in_threads(cv2.imread, [str(file) for file in files]),
         }
         table.append(line("photographs of five epochs", what, interleaved(works, rounds)))
     table.append(mask_merging.row(data / "CelebAMask-HQ", count, rounds))
