@@ -120,7 +120,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 
 def in_threads(work: Callable, *rows: Iterable, at_once: int = 16) -> list:
-    """[work(*row) for row in zip(*rows)] on all cores; a thread takes `at_once` rows, for to hand over single photographs costs as much as to read them."""
+    """[work(*row) for row in zip(*rows)] on all cores; a thread takes `at_once` rows: handing over small photographs one by one costs a quarter of reading them."""
     jobs = list(zip(*rows, strict=True))
     parts = [jobs[first : first + at_once] for first in range(0, len(jobs), at_once)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

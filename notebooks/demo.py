@@ -52,6 +52,17 @@ def answerer(house, gallery, rooms):
     return answer
 
 
+def gallery_for(house, rooms, path: Path, again: str):
+    """The gallery at `path`; embeddings of another recogniser cannot be compared, so they end the program with one sentence."""
+    try:
+        gallery = rooms.Gallery.load(path)
+    except KeyError:  # of a version that did not note its recogniser
+        gallery = None
+    if gallery is None or gallery.recogniser != house.recogniser:
+        sys.exit(f"{helpers.shown(path)} was made with another recogniser: {again}")
+    return gallery
+
+
 def build_page(answer) -> gr.Blocks:
     with gr.Blocks(title="Faces, end to end", delete_cache=(60, 60)) as page:
         gr.Markdown(
@@ -81,12 +92,8 @@ def main() -> None:
     rooms = helpers.shared_definitions("5.1_photo_to_everything")
     if not (runs / "gallery.npz").exists():
         sys.exit(f"{helpers.shown(runs / 'gallery.npz')} is missing. Notebook 5.1 makes it: make 5.1 DATASET={options.dataset}")
-    gallery = rooms.Gallery.load(runs / "gallery.npz")
     house = rooms.House(runs, options.recogniser, rooms.detector_file(options.detector, runs))
-    if gallery.recogniser != house.recogniser:
-        sys.exit(
-            f"{helpers.shown(runs / 'gallery.npz')} was made with another recogniser: make 5.1 DATASET={options.dataset} SET=recogniser={options.recogniser}"
-        )
+    gallery = gallery_for(house, rooms, runs / "gallery.npz", f"make 5.1 DATASET={options.dataset} SET=recogniser={options.recogniser}")
     with tempfile.TemporaryDirectory() as uploads:  # gone when the page is closed
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = build_page(answerer(house, gallery, rooms))

@@ -388,6 +388,17 @@ def test_moving_average_follows_weights_and_statistics():
     assert average.module.num_batches_tracked == network.num_batches_tracked
 
 
+def test_further_processes_draw_other_numbers_and_the_first_its_own():
+    drawn = []
+    for process in (0, 1, 2):
+        torch.manual_seed(5)
+        helpers.own_random_numbers(SimpleNamespace(process_index=process))
+        drawn.append(torch.rand(3).tolist())
+    torch.manual_seed(5)
+    assert drawn[0] == torch.rand(3).tolist()
+    assert len({tuple(numbers) for numbers in drawn}) == 3
+
+
 # ---- a second place
 
 

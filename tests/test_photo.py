@@ -129,6 +129,18 @@ def test_a_stranger_is_nobody(tmp_path):
     assert again.recogniser == "a program"
 
 
+def test_a_gallery_of_another_recogniser_is_refused(tmp_path):
+    pytest.importorskip("gradio")
+    from notebooks import demo
+
+    path = gallery_of(np.eye(4)[:3], 0.8).save(tmp_path / "gallery.npz")
+    assert demo.gallery_for(SimpleNamespace(recogniser="a program"), rooms, path, "make 5.1").names == ["p0", "p1", "p2"]
+    np.savez(tmp_path / "old.npz", **{name: value for name, value in np.load(path).items() if name != "recogniser"})
+    for other, file in (("retrained", path), ("a program", tmp_path / "old.npz")):
+        with pytest.raises(SystemExit, match=rf"{file.name} was made with another recogniser: make 5\.1"):
+            demo.gallery_for(SimpleNamespace(recogniser=other), rooms, file, "make 5.1")
+
+
 def test_one_photograph_is_enough_to_enrol(tmp_path):
     """And one with two faces is not: whose is it?"""
     house = object.__new__(rooms.House)

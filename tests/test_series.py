@@ -188,6 +188,28 @@ def test_deleted_program_is_made_again(series, tmp_path):
     assert (output / "runs/sample/stacked_hourglass.pt2").exists()
 
 
+def test_committed_figures_keep_the_colours_of_rare_parts():
+    """Seventy pixels of each part's colour in a picture of many others are still nearest to that colour."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    from notebooks.run import smaller
+
+    ramp = np.linspace(0, 255, 240)
+    picture = np.stack([*np.meshgrid(ramp, ramp), np.full((240, 240), 120.0)], 2).astype(np.uint8)
+    for index, colour in enumerate(helpers.PART_COLOURS):
+        picture[12 * index : 12 * index + 6, :12] = colour
+    written = io.BytesIO()
+    Image.fromarray(picture).save(written, "PNG", compress_level=0)
+    kept = np.asarray(Image.open(io.BytesIO(base64.b64decode(smaller(base64.b64encode(written.getvalue()).decode())))).convert("RGB"))
+    colours = helpers.PART_COLOURS.astype(int)
+    seen = [kept[12 * index : 12 * index + 6, :12].reshape(-1, 3).mean(0) for index in range(len(colours))]
+    nearest = [int(np.abs(colours - one).max(1).argmin()) for one in seen]
+    assert nearest == list(range(len(colours)))
+
+
 def test_settings_are_read_as_they_are_written():
     from notebooks.run import value_of
 
