@@ -28,9 +28,18 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def interleaved(works: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
-    """Median seconds of each work; one after the other in each round, so that a machine that slows down slows all."""
-    seconds = [{name: timed(work) for name, work in works.items()} for _ in range(rounds)]
+def interleaved(works: Mapping[str, Callable[[], object]], rounds: int = 5, after: Callable[[], object] | None = None) -> dict[str, float]:
+    """Median seconds of each work; one after the other in each round, so that a machine that slows down slows all.
+
+    `after` is called after each work and not counted, for instance to remove what it wrote.
+    """
+    seconds: list[dict[str, float]] = []
+    for _ in range(rounds):
+        seconds.append({})
+        for name, work in works.items():
+            seconds[-1][name] = timed(work)
+            if after:
+                after()
     return {name: statistics.median(row[name] for row in seconds) for name in works}
 
 

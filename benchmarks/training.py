@@ -40,7 +40,7 @@ class Contest:
 
     def prepared(self, network: torch.nn.Module):
         network = network.to(memory_format=torch.channels_last)
-        return self.accelerator.prepare(network, torch.optim.AdamW(network.parameters(), 1e-3))
+        return self.accelerator.prepare(network, torch.optim.AdamW(network.parameters(), 1e-3, fused=True))
 
     def our_step(self, images: torch.Tensor, target) -> float:
         loss = self.loss_of(self.ours, layout(images), target)
