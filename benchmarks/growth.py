@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import selection
-from measure import ROOT
+from measure import ROOT, timed
 from photographs import annotations
 
 from helpers import photograph_store, square_matrix
@@ -76,7 +76,7 @@ def watched():
 def of_selection(celeba: Path, times: int) -> dict:
     with watched() as answer, contextlib.redirect_stdout(io.StringIO()):
         spent = selection.select(celeba, selection.cells_of_notebook())
-    return {**answer, "count": times * ROWS, "seconds": spent, "reading": selection.read_only(celeba)}
+    return {**answer, "count": times * ROWS, "seconds": spent, "reading": timed(lambda: selection.read_only(celeba))}
 
 
 def of_store(celeba: Path, times: int) -> dict:

@@ -314,6 +314,9 @@ def main() -> None:
     unknown = set(settings) - EVERYWHERE - set().union(*(parameters_of(nbformat.read(notebook_of(stage), 4)) for stage in NEEDS))
     if unknown:
         sys.exit(f"No notebook has a parameter named {', '.join(sorted(unknown))}.")
+    for name in ("epochs", "batch_size"):
+        if settings.get(name) is not None and (type(settings[name]) is not int or settings[name] < 1):
+            sys.exit(f"{name.upper()}={settings[name]} will not do: a whole number from 1 up.")
     order = series.order(asked)
     with alone_in(series.folder.resolve()):
         for number, stage in enumerate(order, 1):

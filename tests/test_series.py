@@ -218,7 +218,9 @@ def test_settings_are_read_as_they_are_written():
     assert value_of("unseen_persons", "None") is None
 
 
-@pytest.mark.parametrize(("stage", "setting"), [("9.9", "SEED=1"), ("1.1", "SEED"), ("1.1", "DATASET=celeba")])
+@pytest.mark.parametrize(
+    ("stage", "setting"), [("9.9", "SEED=1"), ("1.1", "SEED"), ("1.1", "DATASET=celeba"), ("1.4", "EPOCHS=0"), ("1.4", "BATCH_SIZE=many")]
+)
 def test_a_command_that_cannot_be_meant_is_refused(tmp_path, stage, setting):
     command = [sys.executable, str(ROOT / "notebooks/run.py"), stage, "--set", f"OUTPUT={tmp_path}", setting]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
