@@ -51,7 +51,7 @@ def figure(table: pd.DataFrame, path: Path, where: str) -> None:
     axis.barh(compared["stage"], compared["plain"] / compared["ours"], color="lightgrey", label="plain recipe")
     axis.barh(compared["stage"], 1, color="seagreen", height=0.5, label="ours")
     axis.barh(compared["stage"], compared["limit"] / compared["ours"], color="black", height=0.2, label="limit")
-    axis.set(xlabel="time, ours = 1", title=textwrap.fill(where, 110))
+    axis.set(xlabel="time, ours = 1", title=textwrap.fill(where, 95))
     axis.title.set_fontsize(7)
     axis.legend(fontsize=7)
     fig.savefig(path, dpi=90)
