@@ -578,8 +578,9 @@ def photograph_store(
         start = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
 
         def sixteen(first: int) -> None:
-            crops = np.zeros((min(16, len(image_ids) - first), *shape[1:]), np.uint8)
-            for crop, image_id, matrix in zip(crops, image_ids[first:], matrices[first:], strict=False):
+            some = slice(first, first + 16)
+            crops = np.zeros((len(image_ids[some]), *shape[1:]), np.uint8)
+            for crop, image_id, matrix in zip(crops, image_ids[some], matrices[some], strict=True):
                 try:
                     crop[:] = warp_photograph(read_photograph(folder / image_id), matrix, size)
                 except PhotographError as error:
