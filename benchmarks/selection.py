@@ -22,9 +22,9 @@ import pandas as pd
 from measure import interleaved, line, ROOT
 
 
-def read_only(celeba: Path) -> None:
-    for name, header in (("identity_CelebA", 0), ("list_bbox_celeba", 2), ("list_landmarks_celeba", 2), ("list_attr_celeba", 2)):
-        pd.read_csv(celeba / "Anno" / f"{name}.txt", sep=r"\s+", header=None, skiprows=header)
+def read_only(celeba: Path) -> dict[str, pd.DataFrame]:
+    skipped = {"identity_CelebA": 0, "list_bbox_celeba": 2, "list_landmarks_celeba": 2, "list_attr_celeba": 2}
+    return {name: pd.read_csv(celeba / "Anno" / f"{name}.txt", sep=r"\s+", header=None, skiprows=skip) for name, skip in skipped.items()}
 
 
 def select(celeba: Path, cells: list[str]) -> float:
@@ -45,10 +45,7 @@ def select(celeba: Path, cells: list[str]) -> float:
 
 def plain(celeba: Path, folder: Path, persons: int = 500, each: int = 20) -> None:
     """What a student writes: merged frames, the seed project's three criteria, one person after the other; no check, no near-duplicates."""
-    read = {
-        name: pd.read_csv(celeba / "Anno" / f"{name}.txt", sep=r"\s+", header=None, skiprows=skip)
-        for name, skip in (("identity_CelebA", 0), ("list_landmarks_celeba", 2), ("list_attr_celeba", 2), ("list_bbox_celeba", 2))
-    }
+    read = read_only(celeba)
     faces = read["identity_CelebA"].rename(columns={1: "identity"})
     for name in ("list_landmarks", "list_bbox", "list_attr"):
         faces = faces.merge(read[f"{name}_celeba"].add_prefix(f"{name}_").rename(columns={f"{name}_0": 0}), on=0)
