@@ -13,15 +13,17 @@ READY := .venv/.ready
 TEST_READY := .venv/.ready_for_tests
 DEMO_READY := .venv/.ready_for_demo
 endif
-RUN = $(PYTHON) notebooks/run.py --dataset $(DATASET) --set $(foreach name,$(SETTINGS),$(if $($(name)),$(name)="$($(name))")) $(SET) --
+GIVEN = $(foreach name,$(SETTINGS),$(if $($(name)),$(name)="$($(name))"))
+RUN = $(PYTHON) notebooks/run.py --dataset $(DATASET) $(if $(PROFILE),--profile $(PROFILE)) --set $(GIVEN) $(SET) --
 
-.PHONY: help run test bench lab demo badges outputs lint clean $(STAGES)
+.PHONY: help run test bench lab demo export badges outputs lint clean $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## / - /'
 	@echo "1.4 - one stage, and before it whatever it needs; stages: $(STAGES)"
-	@echo "DATASET=celeba DATA=folder-with-celeba  $(filter-out DATA,$(SETTINGS))  SET=\"parameter=value ...\""
+	@echo "DATASET=celeba DATA=folder-with-celeba  PROFILE=quick|celeba|none"
+	@echo "$(filter-out DATA,$(SETTINGS))  SET=\"parameter=value ...\""
 
 .venv/.ready: requirements.txt
 	@echo "Setting up .venv (once, some minutes)"
@@ -43,14 +45,18 @@ run: $(READY)  ## the whole series on the embedded sample, or on DATASET=celeba 
 $(STAGES): $(READY)
 	@$(RUN) $@
 
-outputs: $(READY)  ## run on the sample, then refresh the committed notebooks
-	@$(PYTHON) notebooks/run.py all --outputs
+outputs: $(READY)  ## run on the sample with profiles/outputs.yaml, then refresh the committed notebooks
+	@$(PYTHON) notebooks/run.py all --profile outputs
+	@$(PYTHON) notebooks/outputs.py
+
+export: $(TEST_READY)  ## write what the notebooks teach to notebooks/faces/
+	@$(PYTHON) notebooks/export.py
 
 test: $(TEST_READY)  ## the tests; FACES_TEST_DATA=folder adds those on real photographs
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m pytest -q tests
 
-bench: $(READY)  ## ours, the plain recipe and the limit side by side, on the sample or DATA=...; writes benchmarks/results.csv
+bench: $(READY)  ## ours, the plain recipe and the limit side by side, on the sample or DATA=...
 	@$(if $(DATA),,test -d data/sample || $(RUN) 0.1)
 	@$(PYTHON) benchmarks/bench.py $(if $(DATA),--data "$(DATA)") $(BENCH)
 

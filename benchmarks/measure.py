@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as notebooks/run.py sets it, for all that is compared
+os.environ.setdefault(
+    "THP_MEM_ALLOC_ENABLE", "1"
+)  # as notebooks/run.py sets it, for all that is compared
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
 
 import cv2
 import numpy as np
@@ -28,7 +30,11 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def interleaved(works: Mapping[str, Callable[[], object]], rounds: int = 5, after: Callable[[], object] | None = None) -> dict[str, float]:
+def interleaved(
+    works: Mapping[str, Callable[[], object]],
+    rounds: int = 5,
+    after: Callable[[], object] | None = None,
+) -> dict[str, float]:
     """Median seconds of each work; one after the other in each round, so that a machine that slows down slows all.
 
     `after` is called after each work and not counted, for instance to remove what it wrote.
@@ -55,17 +61,30 @@ def line(stage: str, what: str, seconds: Mapping[str, float], **more) -> dict:
         "plain/ours": plain / ours,
         "ours/limit": ours / limit,
     }
-    print(f"{stage:28s} ours {ours:8.3f} s  plain {plain:8.3f}  limit {limit:8.3f}  {plain / ours:5.2f} x plain  {more or ''}", flush=True)
+    print(
+        f"{stage:28s} ours {ours:8.3f} s  plain {plain:8.3f}  limit {limit:8.3f}  {plain / ours:5.2f} x plain  {more or ''}",
+        flush=True,
+    )
     return row | more
 
 
 def machine() -> str:
     """Processor or GPU, cores and versions, in one line."""
     names = (
-        [row.split(":")[1].strip() for row in Path("/proc/cpuinfo").read_text().splitlines() if row.startswith("model name")]
+        [
+            row.split(":")[1].strip()
+            for row in Path("/proc/cpuinfo").read_text().splitlines()
+            if row.startswith("model name")
+        ]
         if (Path("/proc/cpuinfo").exists())
         else [platform.processor()]
     )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{names[0]}, {os.cpu_count()} cores"
-    bf16 = "bfloat16" if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else "no bfloat16"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{names[0]}, {os.cpu_count()} cores"
+    )
+    bf16 = (
+        "bfloat16" if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else "no bfloat16"
+    )
     return f"{device}, {bf16}, torch {torch.__version__}, OpenCV {cv2.__version__}, Python {platform.python_version()}"

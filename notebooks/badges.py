@@ -1,4 +1,4 @@
-"""Stamps the name of the repository into every notebook's badge and set-up cell, and into the README.
+"""Stamps the name of the repository into badges, set-up cells and the README.
 
 python notebooks/badges.py owner/name
 """
@@ -17,8 +17,16 @@ def main() -> None:
     changed = 0
     for path in [ROOT / "README.md", *notebooks()]:
         text = path.read_text(encoding="utf-8")
-        stamped = re.sub(r"(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+(/blob/)", rf"\g<1>{name}\g<2>", text)
-        stamped = re.sub(r'(FACES_REPOSITORY\\?", \\?"https://github\.com/)[\w.-]+/[\w.-]+', rf"\g<1>{name}", stamped)
+        stamped = re.sub(
+            r"(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+(/blob/)",
+            rf"\g<1>{name}\g<2>",
+            text,
+        )
+        stamped = re.sub(
+            r'(FACES_REPOSITORY\\?", \\?"https://github\.com/)[\w.-]+/[\w.-]+',
+            rf"\g<1>{name}",
+            stamped,
+        )
         if stamped != text:
             Path(path).write_text(stamped, encoding="utf-8")
             changed += 1

@@ -1,4 +1,4 @@
-"""Runs notebooks of the series with papermill, each after what it needs; a stage that is up to date is not run again.
+"""Runs notebooks with papermill, each after the stages it needs; skips what is up to date.
 
 python notebooks/run.py 1.4 --dataset celeba --set DATA=../photographs EPOCHS=20
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import ast
-import base64
 import contextlib
+import functools
 import hashlib
-import io
 import json
 import os
 import re
@@ -20,14 +19,14 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import yaml
 from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
-from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# stage -> the stages whose files it reads; 0.1 draws the sample, so only the sample needs it.
+# stage -> the stages whose files it reads; only the sample needs 0.1, which draws it
 NEEDS = {
     "0.1": [],
     "1.1": ["0.1"],
@@ -45,37 +44,17 @@ NEEDS = {
     "4.2": ["1.4"],
     "5.1": ["2.2", "3.2", "3.4", "4.2"],
 }
-SETS = {"1.1": "celeba", "3.1": "CelebAMask-HQ", "4.1": "horse2zebra", "4.2": "selfie2portrait"}  # what `all` needs of DATA
-NO_RESULT = {"real_sets", "archives", "tracker"}  # settings that change nothing a later stage reads
-EVERYWHERE = {"data", "output", "photographs", "images", "device", "seed", "tracker"}  # settings that also reach the stages before
-PATHS = {
-    "data",
-    "output",
-    "photographs",
-    "weights",
-    "unseen_persons",
-    "landmark_test",
-    "images",
-    "masks",
-    "split_file",
-    "encoder_weights",
-    "own_photographs",
-    "video",
-    "features",
-    "folder_a",
-    "folder_b",
-    "photograph",
+# the folder in DATA that a stage begins with
+SETS = {"1.1": "celeba", "3.1": "CelebAMask-HQ", "4.1": "horse2zebra", "4.2": "selfie2portrait"}
+NO_RESULT = {
+    "real_sets",
     "archives",
-    "people",
-    "detector",
-}
+    "tracker",
+}  # settings that change nothing a later stage reads
+EVERYWHERE = {"data", "output", "photographs", "images", "device", "seed", "tracker"}
 
-RANK = int(os.environ.get("RANK", 0))  # under torchrun or `accelerate launch` every process runs the notebook; the first one keeps it
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages: a training step on a processor gains a tenth
-
-
-def notebooks() -> list[Path]:
-    return sorted(HERE.glob("[0-9].[0-9]_*.ipynb"))
+RANK = int(os.environ.get("RANK", 0))  # under torchrun every process runs; the first one saves
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: a tenth less time on a CPU
 
 
 def notebook_of(stage: str) -> Path:
@@ -85,50 +64,93 @@ def notebook_of(stage: str) -> Path:
     return found[0]
 
 
-def parameters_of(notebook: nbformat.NotebookNode) -> set[str]:
-    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    return set(re.findall(r"^(\w+)\s*=", cell.source, re.MULTILINE))
+# ---------------------------------------------------------------------------------- parameters
 
 
-def shared_source(notebook: nbformat.NotebookNode, known: set[str]) -> list[str]:
-    """The cells tagged "shared" of all notebooks that this one names, and of those that they name; `known` are done already."""
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    sources = []
-    for name in sorted(set(re.findall(r'"(\d\.\d_\w+)"', "\n".join(code))) - known):
-        if (HERE / f"{name}.ipynb").exists():
-            known.add(name)
-            other = nbformat.read(HERE / f"{name}.ipynb", as_version=4)
-            sources += [cell.source for cell in other.cells if "shared" in cell.metadata.get("tags", [])]
-            sources += shared_source(other, known)
-    return sources
+@functools.cache
+def parameters_of(stage: str) -> dict[str, tuple[object, str]]:
+    """name -> (value, comment) of a notebook's parameters cell."""
+    found = papermill.inspect_notebook(notebook_of(stage))
+    return {name: (ast.literal_eval(p["default"]), p["help"]) for name, p in found.items()}
 
 
-def source_hash(notebook: nbformat.NotebookNode) -> str:
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"] + shared_source(notebook, set())
-    return hashlib.sha256("\0".join([*code, (ROOT / "helpers.py").read_text()]).encode()).hexdigest()[:16]
-
-
-def value_of(name: str, text: str):
-    if text.lower() in ("true", "false", "none"):
-        return {"true": True, "false": False, "none": None}[text.lower()]
-    words = {
-        "unseen_persons": r"\d+|\[.*",
-        "encoder_weights": "imagenet",
-        "features": "inception|classifier",
-        "photograph": "upload|webcam|https?://.*",
-        "detector": "yunet",
-    }  # what is no path all the same
-    if name in PATHS and not re.fullmatch(words.get(name, ""), text):
-        return str(Path(text).expanduser().resolve())
+def value_of(name: str, text: str, default: object, comment: str = "") -> object:
+    """A value from the command line, of the type that it has in the parameters cell."""
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+        if isinstance(default, bool):
+            return {"true": True, "yes": True, "false": False, "no": False}[text.lower()]
+        if isinstance(default, list):
+            return ast.literal_eval(text) if text.startswith("[") else text.split(",")
+        if name in ("epochs", "batch_size") and int(text) < 1:
+            raise ValueError
+        if isinstance(default, (int, float)):
+            return type(default)(text)
+    except (KeyError, ValueError, SyntaxError):
+        kind = "whole number from 1 up" if isinstance(default, int) else type(default).__name__
+        sys.exit(f"{name.upper()}={text} is not valid: a {kind} is expected, like {default!r}.")
+    path = Path(text).expanduser()
+    is_path = (
+        re.match("(folder|file)s? ", comment) and text and (path.exists() or name == "output")
+    )
+    return str(path.resolve()) if is_path else text
+
+
+def profile_of(dataset: str, name: str | None) -> dict[str, dict]:
+    """Stage -> parameters, from profiles/<name>.yaml; by default quick for the sample."""
+    own = (HERE / "profiles" / f"{dataset}.yaml").exists()
+    name = name or ("quick" if dataset == "sample" else dataset if own else "celeba")
+    if name == "none":
+        return {}
+    path = HERE / "profiles" / f"{name}.yaml"
+    if not path.exists():
+        there = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
+        sys.exit(f"There is no profile {name}: choose one of {there}, or none.")
+    profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for stage, values in profile.items():
+        if wrong := set(values) - set(parameters_of(stage)):
+            sys.exit(f"{path.name}: {stage} has no parameter {', '.join(sorted(wrong))}.")
+    return profile
+
+
+# --------------------------------------------------------------------------------- source code
+
+
+def code_of(source: str) -> str:
+    """Python without comments and layout, so that they may change."""
+    try:
+        return ast.unparse(ast.parse(source))
+    except SyntaxError:
+        return source
+
+
+def library_of(source: str, known: set[str]) -> list[str]:
+    """The modules of faces/ that a source imports, and what they import; fills `known`."""
+    found = []
+    for names in re.findall(r"^from (?:faces|\.) import \(?([\w,\s]+?)\)?$", source, re.M):
+        for name in sorted(set(re.findall(r"\w+", names)) - known):
+            known.add(name)
+            text = (HERE / "faces" / f"{name}.py").read_text(encoding="utf-8")
+            found += [text, *library_of(text, known)]
+    return found
+
+
+def hashes_of(notebook: nbformat.NotebookNode) -> tuple[str, str]:
+    """Of all code that a notebook runs, and of that which decides what training gives."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    library = library_of("\n".join(cells), set())
+    plumbing = [ROOT / "helpers.py", HERE / "files.py", HERE / "photographs.py"]
+    training = [cell for cell in cells if "#| export" in cell or ".backward(" in cell]
+    parts = [cells + library + [path.read_text() for path in plumbing], training + library]
+    texts = ["\0".join(map(code_of, part)) for part in parts]
+    return tuple(hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
+
+
+# -------------------------------------------------------------------------------------- stages
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path):
-    """One run at a time in a folder; what a notebook runs in its turn belongs to the run that started the notebook."""
+    """One run at a time in a folder; a notebook may start further stages in its own."""
     if RANK or os.environ.get("FACES_RUN") == str(folder):
         yield
         return
@@ -136,8 +158,9 @@ def alone_in(folder: Path):
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        where = os.path.relpath(folder.parent)
         sys.exit(
-            f"Another run is at work in {os.path.relpath(folder.parent)}: wait for it, or give this one a folder of its own, OUTPUT=..."
+            f"Another run is active in {where}: wait for it, or set OUTPUT= to another folder."
         )
     os.environ["FACES_RUN"] = str(folder)
     try:
@@ -147,42 +170,49 @@ def alone_in(folder: Path):
 
 
 class Series:
-    """One data set's run: where executed notebooks and their records lie, and which settings were asked for."""
+    """The run of one data set: its stages, their parameters, what is up to date."""
 
-    def __init__(self, dataset: str, settings: dict) -> None:
-        self.dataset, self.settings, self.left_out = dataset, settings, set()
-        self.folder = Path(settings.get("output", ROOT)) / "runs" / dataset / "notebooks"
+    def __init__(
+        self, dataset: str, settings: dict[str, str], profile: dict[str, dict]
+    ) -> None:
+        self.dataset, self.settings, self.profile = dataset, settings, profile
+        self.left_out: set[str] = set()
+        self.root = Path(settings.get("output") or ROOT).expanduser().resolve()
+        self.data = Path(settings.get("data") or ROOT / "data").expanduser()
+        self.folder = self.root / "runs" / dataset / "notebooks"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def needs(self, stage: str) -> list[str]:
-        drawn = self.dataset == "sample" and "data" not in self.settings  # with DATA= the pictures are there already
-        return [other for other in NEEDS[stage] if (other != "0.1" or drawn) and other not in self.left_out]
+        """The stages before `stage`; where DATA is given nothing is drawn."""
+        drawn = self.dataset == "sample" and not self.settings.get("data")
+        needed = [other for other in NEEDS[stage] if other != "0.1" or drawn]
+        return [other for other in needed if other not in self.left_out]
 
     def everything(self) -> list[str]:
-        """All stages for which there are pictures; those left out are named."""
+        """All stages for which there are images; those left out are named."""
         if self.dataset == "sample":
             return list(NEEDS)
-        data = Path(self.settings.get("data") or ROOT / "data")
-        pair = {} if "folder_a" in self.settings else {stage: self.settings.get("pair", SETS[stage]) for stage in ("4.1", "4.2")}
-        for stage, name in {"1.1": SETS["1.1"], "3.1": SETS["3.1"], **pair}.items():
-            if (data / name).is_dir():
-                continue
-            after = {other for other in NEEDS if stage in self.order([other]) and (other != "5.1" or stage == "1.1")}
-            print(f"{' '.join(sorted(after))} left out: there is no {name}/ in {os.path.relpath(data)}", flush=True)
-            self.left_out |= after
+        pair = self.settings.get("pair")
+        sets = SETS if not pair else SETS | {"4.1": pair, "4.2": pair}
+        if self.settings.get("folder_a"):
+            sets = {stage: name for stage, name in sets.items() if stage < "4"}
+        for stage, name in sets.items():
+            if not (self.data / name).is_dir():
+                after = {other for other in NEEDS if stage in self.order([other])}
+                after -= (
+                    {"5.1"} if stage != "1.1" else set()
+                )  # 5.1 works without the optional models
+                where = f"there is no {name}/ in {os.path.relpath(self.data)}"
+                print(f"{' '.join(sorted(after))} left out: {where}", flush=True)
+                self.left_out |= after
         return [stage for stage in NEEDS if stage != "0.1" and stage not in self.left_out]
 
     def order(self, stages: list[str]) -> list[str]:
+        """`stages` and all that they need, in order."""
         ordered: list[str] = []
-
-        def visit(stage: str) -> None:
-            for other in self.needs(stage):
-                visit(other)
-            if stage not in ordered:
-                ordered.append(stage)
-
         for stage in stages:
-            visit(stage)
+            before = self.order(self.needs(stage))
+            ordered += [other for other in [*before, stage] if other not in ordered]
         return ordered
 
     def record(self, stage: str) -> dict:
@@ -190,139 +220,143 @@ class Series:
         return json.loads(path.read_text() or "{}") if path.exists() else {}
 
     def inputs(self, stage: str, parameters: dict) -> str:
-        """A hash that changes when photographs are added to a stage's folders or taken away, or an annotation file is exchanged."""
+        """A hash that changes with the images and annotation files of a stage's folders."""
         if stage not in SETS or self.dataset == "sample":
             return ""
-        folders = [parameters[name] for name in ("photographs", "images", "masks", "folder_a", "folder_b") if parameters.get(name)]
-        folders.append(Path(parameters.get("data") or ROOT / "data") / parameters.get("pair", SETS[stage]))
+        names = ("photographs", "images", "masks", "folder_a", "folder_b")
+        folders = [parameters[name] for name in names if parameters.get(name)]
+        folders.append(self.data / parameters.get("pair", SETS[stage]))
         seen = []
         for where, inner, files in (row for folder in folders for row in os.walk(folder)):
             inner.sort()
-            listed = [Path(where, name) for name in sorted(files) if name.endswith((".txt", ".csv", ".json"))]
-            seen.append([len(files), *((path.stat().st_size, path.stat().st_mtime_ns) for path in (Path(where), *listed))])
+            tables = [
+                name for name in sorted(files) if name.endswith((".txt", ".csv", ".json"))
+            ]
+            stats = [Path(where, name).stat() for name in ["", *tables]]
+            seen.append([len(files), *((stat.st_size, stat.st_mtime_ns) for stat in stats)])
         return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
     def made_since(self, stage: str, clock: float) -> list[str]:
-        """What a stage has left, relative to the folder that holds csv/ and runs/: its manifests, files and folders of files."""
-        root = self.folder.parent.parent.parent
-        passing = {"notebooks", "checkpoints", "logs", "stores", "rejected.csv"}
-        left = [path for part in ("csv", "runs") for path in (root / part / self.dataset).glob("*") if path.name not in passing]
-        left += [root / "data" / "sample"] * (stage == "0.1")
-        return sorted(path.relative_to(root).as_posix() for path in left if path.exists() and path.stat().st_mtime >= clock)
+        """What a stage has written, relative to the folder that holds csv/ and runs/."""
+        passing = {"notebooks", "checkpoints", "logs", "image_cache", "rejected.csv"}
+        paths = [
+            p for part in ("csv", "runs") for p in (self.root / part / self.dataset).glob("*")
+        ]
+        paths = [path for path in paths if path.name not in passing]
+        paths += [self.root / "data" / "sample"] * (stage == "0.1")
+        new = [path for path in paths if path.exists() and path.stat().st_mtime >= clock]
+        return sorted(path.relative_to(self.root).as_posix() for path in new)
 
-    def wanted(self, stage: str, asked: bool, known: set[str]) -> dict:
-        """The parameters of a stage: those asked for, and for a stage that only has to come before, those of its last run."""
-        before = (
-            {} if asked else {n: v for n, v in self.record(stage).get("parameters", {}).items() if n in known - EVERYWHERE - {"dataset"}}
-        )
-        chosen = before | {name: value for name, value in self.settings.items() if name in known and (asked or name in EVERYWHERE)}
-        return chosen if self.dataset == "sample" else {"dataset": self.dataset, **chosen}
+    def wanted(self, stage: str, asked: bool) -> dict:
+        """Parameters: the profile's and the command line's; of a stage that was not asked for,
+        those of its last run."""
+        known = parameters_of(stage)
+        names = set(known) & (set(known) if asked else EVERYWHERE)
+        given = {name: text for name, text in self.settings.items() if name in names}
+        given = {name: value_of(name, text, *known[name]) for name, text in given.items()}
+        last = self.record(stage).get("parameters")
+        start = self.profile.get(stage, {}) if asked or last is None else last
+        start = {name: value for name, value in start.items() if name in known}
+        if not asked:
+            start = {name: v for name, v in start.items() if name not in EVERYWHERE}
+        name = {} if self.dataset == "sample" else {"dataset": self.dataset}
+        return start | name | given
 
     def bring_up_to_date(self, stage: str, asked: bool, label: str) -> None:
-        path = notebook_of(stage)
-        notebook = nbformat.read(path, as_version=4)
-        parameters = self.wanted(stage, asked, parameters_of(notebook))
+        """Runs a stage, unless code, parameters, inputs and the stages before are the same."""
+        path, old = notebook_of(stage), self.record(stage)
+        parameters = self.wanted(stage, asked)
         upstream = {other: self.record(other).get("key") for other in self.needs(stage)}
-        old, source = self.record(stage), source_hash(notebook)
-        executed = self.folder / path.name
-        always = (EVERYWHERE & set(parameters)) | ({"data", "photographs", "images"} & set(old.get("parameters", {})))
-        compared = set(parameters) | set(old.get("parameters", {})) if asked else always
-        same_settings = all(old.get("parameters", {}).get(name) == parameters.get(name) for name in compared - {"output"})
-        whole = executed.exists() and all((self.folder.parent.parent.parent / name).exists() for name in old.get("made", []))
+        source, training = hashes_of(nbformat.read(path, as_version=4))
         inputs = self.inputs(stage, parameters)
-        if whole and old.get("inputs") == inputs and old.get("source") == source and old.get("upstream") == upstream and same_settings:
+        now = {"inputs": inputs, "source": source, "upstream": upstream}
+        compared = (set(parameters) | set(old.get("parameters", {}))) - {"output"}
+        compared &= compared if asked else EVERYWHERE
+        same = all(old.get("parameters", {}).get(n) == parameters.get(n) for n in compared)
+        same &= {name: old.get(name) for name in now} == now
+        executed = self.folder / path.name
+        there = [executed, *(self.root / name for name in old.get("made", []))]
+        if same and all(path.exists() for path in there):
             print(f"{label} {path.stem}: up to date", flush=True)
             return
         print(f"{label} {path.stem} ...", flush=True)
         started, clock = time.perf_counter(), time.time()
-        temporary = executed.with_suffix(f".{RANK}.running.ipynb" if RANK else ".running.ipynb")
-        try:
-            papermill.execute_notebook(
-                path, temporary, parameters, cwd=HERE, kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=40"]
-            )
-        except DeadKernelError:
-            sys.exit(f"{label} {path.stem}: its kernel died, most often for want of memory; lower batch_size. What was finished is kept.")
-        except PapermillExecutionError as error:
-            stopped = temporary.replace(executed.with_suffix(".stopped.ipynb"))
-            sys.exit(
-                f"{label} {path.stem} stopped in cell In [{error.exec_count}]: {error.ename}: {error.evalue}\n"
-                f"See {os.path.relpath(stopped)}; what was finished before it is kept."
-            )
-        if RANK:
-            temporary.unlink()
+        os.environ["FACES_CODE"] = training
+        if not self.execute(path, parameters, label):
             return
-        temporary.replace(executed)
         seconds = round(time.perf_counter() - started, 1)
-        matter = {name: value for name, value in parameters.items() if name not in NO_RESULT}
-        key = hashlib.sha256(json.dumps([source, matter, upstream, inputs], sort_keys=True).encode()).hexdigest()[:16]
-        record = {"key": key, "made": self.made_since(stage, clock), "inputs": inputs, "source": source}
-        record |= {"parameters": parameters, "upstream": upstream, "seconds": seconds}
+        matter = {name: v for name, v in parameters.items() if name not in NO_RESULT}
+        key = json.dumps([source, matter, upstream, inputs], sort_keys=True)
+        record = {
+            "key": hashlib.sha256(key.encode()).hexdigest()[:16],
+            **now,
+            "seconds": seconds,
+        }
+        record |= {"parameters": parameters, "made": self.made_since(stage, clock)}
         written = self.folder / f".{stage}.json"
         written.write_text(json.dumps(record, indent=1))
         written.replace(self.folder / f"{stage}.json")
         print(f"{label} {path.stem}: {seconds:.0f} s", flush=True)
 
-
-def smaller(png: str) -> str:
-    """A figure (base64 PNG) with a palette of 256 colours, rare ones included, where that is smaller: notebooks have to stay light."""
-    image, slim = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
-    image.quantize(256, kmeans=1, dither=Image.Dither.FLOYDSTEINBERG).save(slim, "PNG", optimize=True)
-    text = base64.b64encode(slim.getvalue()).decode()
-    return min(text, png, key=len)
-
-
-def refresh_outputs(series: Series) -> None:
-    """Copies the executed notebooks over the committed ones, without papermill's times and paths.
-
-    The last figure of each cell tagged "gallery" goes to notebooks/pictures/, where the README shows it.
-    """
-    for stage in NEEDS:
-        path = notebook_of(stage)
-        notebook = nbformat.read(series.folder / path.name, as_version=4)
-        for part in (notebook, *notebook.cells):
-            part.metadata.pop("papermill", None)
-            part.metadata.pop("execution", None)
-        notebook.metadata.pop("widgets", None)
-        for cell in notebook.cells:
-            if "tags" in cell.metadata and not cell.metadata["tags"]:
-                del cell.metadata["tags"]
-            pictured = [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
-            for output in pictured:
-                output.data["image/png"] = smaller(output.data["image/png"])
-            figures = [output.data["image/png"] for output in pictured]
-            if figures and "gallery" in cell.metadata.get("tags", []):
-                (HERE / "pictures").mkdir(exist_ok=True)
-                (HERE / "pictures" / f"{stage}.png").write_bytes(base64.b64decode(figures[-1]))
-        nbformat.write(notebook, path)
+    def execute(self, path: Path, parameters: dict, label: str) -> bool:
+        """Runs a notebook; whether this process is the one that records it."""
+        executed = self.folder / path.name
+        ending = f".{RANK}.running.ipynb" if RANK else ".running.ipynb"
+        temporary = executed.with_suffix(ending)
+        options = dict(kernel_name="python3", progress_bar=False, cwd=HERE)
+        try:
+            papermill.execute_notebook(
+                path, temporary, parameters, extra_arguments=["--log-level=40"], **options
+            )
+        except DeadKernelError:
+            sys.exit(
+                f"{label} {path.stem}: its kernel died, most often for lack of memory; lower "
+                "batch_size. What was finished is kept."
+            )
+        except PapermillExecutionError as error:
+            stopped = temporary.replace(executed.with_suffix(".stopped.ipynb"))
+            sys.exit(
+                f"{label} {path.stem} stopped in cell In [{error.exec_count}]: {error.ename}: "
+                f"{error.evalue}\n"
+                f"See {os.path.relpath(stopped)}; what was finished before it is kept."
+            )
+        if RANK:
+            temporary.unlink()
+        else:
+            temporary.replace(executed)
+        return not RANK
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stages", nargs="+", help="all, or stages such as 1.4")
     parser.add_argument("--dataset", default="sample")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of the notebooks")
-    parser.add_argument("--outputs", action="store_true", help="refresh the committed notebooks afterwards")
+    parser.add_argument(
+        "--profile", help="a file of profiles/; none: the notebooks' own values"
+    )
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters")
     options = parser.parse_args()
-    for wrong in [item for item in options.set if "=" not in item] + [name for name in options.stages if name not in (*NEEDS, "all")]:
-        sys.exit(f"{wrong}: stages are all, {', '.join(NEEDS)}, and settings NAME=VALUE.")
+    wrong = [item for item in options.set if "=" not in item]
+    wrong += [name for name in options.stages if name not in (*NEEDS, "all")]
+    if wrong:
+        stages = f"all, {', '.join(NEEDS)}"
+        sys.exit(f"{wrong[0]} is not valid: stages are {stages}; settings are NAME=VALUE.")
     pairs = [item.split("=", 1) for item in options.set]
-    settings = {name.lower(): value_of(name.lower(), value) for name, value in pairs if value or name.lower() == "tracker"}
+    settings = {name.lower(): value for name, value in pairs}
     if "dataset" in settings:
-        sys.exit("The data set is chosen by --dataset (make: DATASET=), not as a setting: its files have a folder of their own.")
-    series = Series(options.dataset, settings)
-    asked = series.everything() if "all" in options.stages else options.stages
-    unknown = set(settings) - EVERYWHERE - set().union(*(parameters_of(nbformat.read(notebook_of(stage), 4)) for stage in NEEDS))
-    if unknown:
+        sys.exit("The data set is chosen by --dataset (make: DATASET=), not as a setting.")
+    known = EVERYWHERE.union(*map(parameters_of, NEEDS))
+    if unknown := set(settings) - known:
         sys.exit(f"No notebook has a parameter named {', '.join(sorted(unknown))}.")
-    for name in ("epochs", "batch_size"):
-        if settings.get(name) is not None and (type(settings[name]) is not int or settings[name] < 1):
-            sys.exit(f"{name.upper()}={settings[name]} will not do: a whole number from 1 up.")
+    profile = profile_of(options.dataset, options.profile)
+    series = Series(options.dataset, settings, profile)
+    asked = series.everything() if "all" in options.stages else options.stages
+    for stage in asked:  # a wrong value is said before anything runs
+        series.wanted(stage, asked=True)
     order = series.order(asked)
-    with alone_in(series.folder.resolve()):
+    with alone_in(series.folder):
         for number, stage in enumerate(order, 1):
             series.bring_up_to_date(stage, stage in asked, f"[{number}/{len(order)}]")
-    if options.outputs:
-        refresh_outputs(series)
 
 
 if __name__ == "__main__":

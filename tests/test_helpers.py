@@ -1,4 +1,4 @@
-"""Geometry, photographs, manifests, heatmaps and state, each against a reference or a thing broken on purpose."""
+"""Files, photographs, manifests, runs and models: references, and faults made on purpose."""
 
 from types import SimpleNamespace
 
@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
+from huggingface_hub import PyTorchModelHubMixin
 from PIL import Image
-from skimage.transform import SimilarityTransform
 
 import helpers
+from notebooks import files, photographs
 
 
 @pytest.fixture
@@ -22,127 +23,53 @@ def folders(tmp_path):
     return made
 
 
-def photograph(path, mode="RGB", size=(60, 40), **options):
+def save_photograph(path, mode="RGB", size=(60, 40), **options):
     y, x = np.mgrid[: size[1], : size[0]]
     pixels = np.stack([x * 4, y * 6, x + y], -1).astype(np.uint8)
     Image.fromarray(pixels).convert(mode).save(path, **options)
-    return pixels
-
-
-# ---- geometry
-
-
-def test_similarity_agrees_with_scikit_image():
-    rng = np.random.default_rng(0)
-    source, target = rng.normal(size=(20, 5, 2)) * 30, rng.normal(size=(20, 5, 2)) * 30
-    ours = helpers.fit_similarity(source, target)
-    for a, b, matrix in zip(source, target, ours, strict=True):
-        reference = SimilarityTransform.from_estimate(a, b)
-        np.testing.assert_allclose(matrix, reference.params[:2], atol=1e-8)
-
-
-def test_affine_there_and_back():
-    rng = np.random.default_rng(1)
-    matrix, points = rng.normal(size=(7, 2, 3)), rng.normal(size=(7, 5, 2))
-    np.testing.assert_allclose(helpers.apply_affine(helpers.invert_affine(matrix), helpers.apply_affine(matrix, points)), points, atol=1e-9)
-
-
-def test_square_matrix_maps_the_box_centre_to_the_crop_centre():
-    box = np.array([10.0, 20, 100, 50])
-    matrix = helpers.square_matrix(box, 64, 1.0)
-    np.testing.assert_allclose(helpers.apply_affine(matrix, np.array([[59.5, 44.5]])), [[31.5, 31.5]])
-    boxes = np.random.default_rng(0).uniform(20, 90, (50, 4))  # no box begins at a whole pixel, the squares do
-    centres = boxes[:, None, :2] + (boxes[:, None, 2:] - 1) / 2
-    off = (helpers.apply_affine(helpers.square_matrix(boxes, 64, 0.8), centres) - 31.5) / helpers.square_matrix(boxes, 64, 0.8)[:, :1, :1]
-    assert np.abs(off).max() <= 0.5 + 1e-9
-
-
-@pytest.mark.parametrize("box", [(11, 7, 40, 40), (3, 20, 70, 50), (-9, 5, 60, 60)])
-def test_cutting_out_agrees_with_the_warp(box, monkeypatch):
-    image = cv2.GaussianBlur(np.random.default_rng(4).integers(0, 256, (90, 80, 3), dtype=np.uint8), (0, 0), 2)
-    matrix = helpers.square_matrix(np.array(box, float), 64)
-    quick = helpers.warp_photograph(image, matrix, 64).astype(int)
-    monkeypatch.setattr(helpers, "_whole_square", lambda *_: None)
-    slow = helpers.warp_photograph(image, matrix, 64)
-    assert np.abs(quick - slow)[2:-2, 2:-2].mean() < 0.6 and np.abs(quick - slow)[2:-2, 2:-2].max() <= 4
-
-
-def test_widen_keeps_the_view_in_the_middle():
-    box = np.array([[10.0, 20, 100, 100]])
-    crop = helpers.square_matrix(box, 256)
-    store, size = helpers.widen(crop, 256, 128, 1.5)
-    view = helpers.random_views(1, size, 128, 0, 0, 0, flip=False).numpy()
-    points = np.array([[[30.0, 40], [80, 90]]])
-    in_view = helpers.apply_affine(view, helpers.apply_affine(store, points))
-    np.testing.assert_allclose(in_view, (helpers.apply_affine(crop, points) + 0.5) / 2 - 0.5, atol=1e-4)
-
-
-def test_warp_identity_and_shrink():
-    image = np.random.default_rng(2).integers(0, 256, (96, 96, 3), dtype=np.uint8)
-    assert (helpers.warp_photograph(image, np.eye(2, 3), 96) == image).all()
-    shrunk = helpers.warp_photograph(image, helpers.square_matrix(np.array([0, 0, 96, 96]), 24), 24)
-    reference = cv2.resize(image, (24, 24), interpolation=cv2.INTER_AREA)
-    assert np.abs(shrunk.astype(int) - reference).max() <= 1
-
-
-def test_device_sampling_agrees_with_opencv():
-    image = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (80, 80, 3), dtype=np.uint8), (0, 0), 2)
-    matrix = np.array([[0.8, -0.2, 5.0], [0.2, 0.8, -3.0]])
-    ours = helpers.sample_views(torch.from_numpy(image[None]), torch.from_numpy(matrix[None]), 64)[0].permute(1, 2, 0).numpy() * 255
-    reference = cv2.warpAffine(image, matrix, (64, 64), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    assert np.abs(ours - reference)[4:-4, 4:-4].mean() < 0.6
-
-
-def test_mirrored_views_mirror():
-    torch.manual_seed(0)
-    matrices = helpers.random_views(64, 40, 40, 0, 0, 0, flip=True)
-    mirrored = torch.linalg.det(matrices[:, :, :2]) < 0
-    assert 10 < mirrored.sum() < 54
-    image = torch.arange(40).expand(1, 40, 40)[..., None].repeat(1, 1, 1, 3).to(torch.uint8)
-    view = helpers.sample_views(image, matrices[mirrored][:1], 40)[0, 0]
-    torch.testing.assert_close((view * 255).round(), torch.arange(39.0, -1, -1).expand(40, 40), atol=0.01, rtol=0)
 
 
 # ---- photographs
 
 
-@pytest.mark.parametrize(("mode", "ending"), [("L", "jpg"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png"), ("1", "png"), ("RGB", "jpg")])
-def test_every_mode_becomes_rgb(tmp_path, mode, ending):
-    path = tmp_path / f"photo.{ending}"
-    photograph(path, mode)
-    image = helpers.read_photograph(path)
+@pytest.mark.parametrize("name", ["L.jpg", "CMYK.jpg", "RGB.jpg", "RGBA.png", "P.png", "1.png"])
+def test_every_mode_becomes_rgb(tmp_path, name):
+    save_photograph(tmp_path / name, mode=name.split(".")[0])
+    image = helpers.read_photograph(tmp_path / name)
     assert image.shape == (40, 60, 3)
     assert image.dtype == np.uint8
     assert image.std() > 10
 
 
 @pytest.mark.parametrize("tail", [b"", b"a maker's note"])
-def test_a_jpeg_has_the_same_pixels_whichever_library_decodes_it(tmp_path, monkeypatch, tail):
+def test_a_jpeg_has_the_same_pixels_from_either_library(tmp_path, monkeypatch, tail):
     """OpenCV reads ordinary ones, Pillow whatever differs, as by bytes behind the end."""
-    path = tmp_path / "photo.jpg"
-    photograph(path)
+    path, by_opencv, imread = tmp_path / "photo.jpg", [], cv2.imread
+    save_photograph(path)
     path.write_bytes(path.read_bytes() + tail)
-    by_opencv = []
-    monkeypatch.setattr(helpers.cv2, "imread", lambda *given, imread=cv2.imread: by_opencv.append(given) or imread(*given))
+    spy = lambda *given: by_opencv.append(given) or imread(*given)  # noqa: E731
+    monkeypatch.setattr(photographs.cv2, "imread", spy)
     with Image.open(path) as image:
         np.testing.assert_array_equal(helpers.read_photograph(path), np.asarray(image))
     assert len(by_opencv) == (not tail)
 
 
 def test_a_jpeg_written_comes_back(tmp_path):
-    picture = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None], (1, 64, 3)) // np.array([1, 2, 4], np.uint8)
-    path = helpers.write_jpeg(picture, tmp_path / "written.jpg")
-    assert np.abs(helpers.read_photograph(path).astype(int) - picture).max() <= 8
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None]
+    image = np.tile(ramp, (1, 64, 3)) // np.array([1, 2, 4], np.uint8)
+    path = helpers.write_jpeg(image, tmp_path / "written.jpg")
+    assert np.abs(helpers.read_photograph(path).astype(int) - image).max() <= 8
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
-    picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8), "P")
-    picture.putpalette([value for colour in range(256) for value in (colour, 0, 255 - colour)])
-    picture.save(tmp_path / "palette.png", transparency=bytes(range(64)))
-    image = helpers.read_photograph(tmp_path / "palette.png")
-    assert image.shape == (8, 8, 3) and image[0, 5].tolist() == [5, 0, 250]
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8), "P")
+    image.putpalette([value for c in range(256) for value in (c, 0, 255 - c)])
+    image.save(tmp_path / "palette.png", transparency=bytes(range(64)))
+    read = helpers.read_photograph(tmp_path / "palette.png")
+    assert read.shape == (8, 8, 3)
+    assert read[0, 5].tolist() == [5, 0, 250]
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
@@ -156,120 +83,110 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
 def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    photograph(tmp_path / "turned.jpg", exif=exif)
+    save_photograph(tmp_path / "turned.jpg", exif=exif)
     assert helpers.read_photograph(tmp_path / "turned.jpg").shape == (60, 40, 3)
+    assert helpers.image_size(tmp_path / "turned.jpg") == (40, 60)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "text"])
 def test_broken_photographs_are_named(tmp_path, damage):
     path = tmp_path / "broken.jpg"
-    photograph(path)
+    save_photograph(path)
     whole = path.read_bytes()
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"<html>quota exceeded</html>"}[damage])
+    contents = {
+        "empty": b"",
+        "truncated": whole[: len(whole) // 2],
+        "text": b"<html>quota</html>",
+    }
+    path.unlink() if damage == "missing" else path.write_bytes(contents[damage])
     with pytest.raises(helpers.PhotographError, match=r"broken\.jpg") as error:
         helpers.read_photograph(path)
     assert str(tmp_path) not in str(error.value)
 
 
-def test_store_is_made_once_and_anew_when_a_photograph_changes(tmp_path):
-    names = [f"{index}.png" for index in range(3)]
-    for name in names:
-        photograph(tmp_path / name)
-    matrices = np.repeat(np.eye(2, 3)[None], 3, 0)
-    cache = tmp_path / "store.npy"
-    store, failures = helpers.photograph_store(tmp_path, names, matrices, 32, cache)
-    first = cache.stat().st_mtime_ns
-    assert not failures
-    assert store.shape == (3, 32, 32, 3)
-    helpers.photograph_store(tmp_path, names, matrices, 32, cache)
-    assert cache.stat().st_mtime_ns == first
-    (tmp_path / names[1]).write_bytes(b"broken")
-    store, failures = helpers.photograph_store(tmp_path, names, matrices, 32, cache)
-    assert list(failures) == [names[1]]
-    assert store[1].max() == 0
-    assert store[2].max() > 0
-
-
-def test_a_store_that_was_interrupted_is_not_taken_for_an_older_one(tmp_path, monkeypatch):
-    """Killed between the pixels and their notes: the next request for the older crops makes them anew."""
-    photograph(tmp_path / "a.png")
-    one, two = np.eye(2, 3)[None], np.array([[[1.0, 0, -20], [0, 1, -5]]])
-    cache = tmp_path / "store.npy"
-    first = helpers.photograph_store(tmp_path, ["a.png"], one, 16, cache)[0].copy()
-    write = helpers.write_atomically
-
-    def killed(path, work):
-        if path.suffix == ".json":
-            raise KeyboardInterrupt
-        return write(path, work)
-
-    monkeypatch.setattr(helpers, "write_atomically", killed)
-    with pytest.raises(KeyboardInterrupt):
-        helpers.photograph_store(tmp_path, ["a.png"], two, 16, cache)
-    monkeypatch.setattr(helpers, "write_atomically", write)
-    np.testing.assert_array_equal(helpers.photograph_store(tmp_path, ["a.png"], one, 16, cache)[0], first)
-
-
-def test_a_picture_too_large_to_be_safe_has_no_size(tmp_path, monkeypatch):
-    photograph(tmp_path / "a.png")
+def test_an_image_too_large_to_be_safe_has_no_size(tmp_path, monkeypatch):
+    save_photograph(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert helpers.picture_size(tmp_path / "a.png") == (1, 1)
+    assert helpers.image_size(tmp_path / "a.png") == (1, 1)
     with pytest.raises(helpers.PhotographError, match=r"a\.png"):
         helpers.read_photograph(tmp_path / "a.png")
+
+
+def test_images_of_a_folder_are_listed(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        helpers.list_images(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="There is no image"):
+        helpers.list_images(tmp_path)
+    for name in ("b.PNG", "a.jpg", ".hidden.jpg", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in helpers.list_images(tmp_path)] == ["a.jpg", "b.PNG"]
 
 
 # ---- manifests
 
 
 def val_frame():
-    return pd.DataFrame({"image_id": ["b.jpg", "a.jpg"], "identity": [3, 4], "label": [0, 1]})
+    columns = {"image_id": ["b.jpg", "a.jpg"], "identity": [3, 4], "label": [0, 1]}
+    return pd.DataFrame(columns)
 
 
-def test_a_label_that_is_no_whole_number_is_refused(folders):
-    with pytest.raises(ValueError, match=r"val\.csv .*column label: only whole numbers"):
+def test_a_label_that_is_not_a_whole_number_is_refused(folders):
+    with pytest.raises(ValueError, match=r"val\.csv .*column label must hold whole numbers"):
         helpers.write_manifest(val_frame().assign(label=[0.7, 1.0]), "val", folders)
 
 
-@pytest.mark.parametrize("content", [b"", b"image_id,identity,label\na.jpg,1,2,3,4\n", b"image_id\xff\xfe\n"])
-def test_a_file_that_is_no_table_is_named(folders, content):
+@pytest.mark.parametrize(
+    "content", [b"", b"image_id,identity,label\na.jpg,1,2,3,4\n", b"image_id\xff\xfe\n"]
+)
+def test_a_file_that_is_not_a_table_is_named(folders, content):
     (folders.csv / "val.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=r"val\.csv is no table .*make 1\.1 DATASET=test"):
+    with pytest.raises(
+        ValueError, match=r"val\.csv is not a valid table .*make 1\.1 DATASET=test"
+    ):
         helpers.read_manifest("val", folders)
 
 
-def test_fingerprints_know_where_a_value_ends():
+def test_fingerprints_tell_where_a_value_ends():
     assert helpers.fingerprint(3, 64, 3, 20) != helpers.fingerprint(3, 64, 32, 0)
+    assert helpers.fingerprint(val_frame(), 1) == helpers.fingerprint(val_frame(), 1)
+    assert helpers.fingerprint(val_frame()) != helpers.fingerprint(val_frame().iloc[:1])
 
 
-def test_manifest_is_sorted_and_comes_back(folders):
+def test_a_manifest_is_sorted_and_comes_back(folders):
     helpers.write_manifest(val_frame(), "val", folders)
     back = helpers.read_manifest("val", folders)
     assert back["image_id"].tolist() == ["a.jpg", "b.jpg"]
+    assert back["label"].dtype == int
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: f.drop(columns="label"), "label"),
-        (lambda f: f.rename(columns={"image_id": "file"}), "image_id"),
-        (lambda f: pd.concat([f, f]), "image_id"),
-        (lambda f: f.assign(label="seven"), "label"),
-        (lambda f: f.assign(label=[-1, 0]), "label"),
-    ],
-)
-def test_broken_manifest_is_named_with_its_maker(folders, damage, message):
-    damage(val_frame()).to_csv(folders.csv / "val.csv", index=False)
+DAMAGES = {
+    "label": lambda frame: frame.drop(columns="label"),
+    "image_id": lambda frame: frame.rename(columns={"image_id": "file"}),
+    "duplicate": lambda frame: pd.concat([frame, frame]),
+    "seven": lambda frame: frame.assign(label="seven"),
+    "label: ": lambda frame: frame.assign(label=[-1, 0]),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGES)
+def test_a_broken_manifest_is_named_with_its_notebook(folders, message):
+    DAMAGES[message](val_frame()).to_csv(folders.csv / "val.csv", index=False)
     with pytest.raises(ValueError, match=r"val\.csv") as error:
         helpers.read_manifest("val", folders)
     assert message in str(error.value)
     assert "make 1.1" in str(error.value)
 
 
-def test_missing_manifest_names_notebook_and_command(folders):
-    with pytest.raises(FileNotFoundError, match=r"val\.csv is missing.*Notebook 1\.1.*make 1\.1"):
+def test_a_value_that_is_not_in_the_list_is_refused(folders):
+    split = pd.DataFrame({"image_id": ["a"], "landmark_split": ["judge"], "nme": [1.0]})
+    with pytest.raises(ValueError, match=r"landmark_report\.csv .*landmark_split"):
+        helpers.write_manifest(split, "landmark_report", folders)
+
+
+def test_a_missing_manifest_names_notebook_and_command(folders):
+    with pytest.raises(
+        FileNotFoundError, match=r"val\.csv is missing.*Notebook 1\.1.*make 1\.1"
+    ):
         helpers.read_manifest("val", folders)
 
 
@@ -280,7 +197,33 @@ def test_bad_rows_are_not_written(folders):
     assert (helpers.read_manifest("val", folders)["label"] >= 0).all()
 
 
-def test_failed_write_keeps_the_old_file(tmp_path):
+def test_a_stage_replaces_only_what_it_has_rejected(folders):
+    helpers.reject("1.1", {"a.jpg": "one"}, folders)
+    helpers.reject("1.3", {"a.jpg": "two", "b.jpg": "three"}, folders)
+    helpers.reject("1.3", {"c.jpg": "four"}, folders)
+    rows = helpers.read_manifest("rejected", folders)
+    pairs = zip(rows["image_id"], rows["stage"], strict=True)
+    assert set(pairs) == {("a.jpg", "1.1"), ("c.jpg", "1.3")}
+    assert helpers.reject("1.3", {}, folders).empty
+    assert helpers.read_manifest("rejected", folders)["image_id"].tolist() == ["a.jpg"]
+
+
+# ---- folders and files
+
+
+def test_a_data_set_that_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"celeba is missing: .*DATA="):
+        helpers.open_dataset("mine", tmp_path / "data", tmp_path)
+
+
+def test_threads_keep_the_order():
+    rows = range(50), range(50, 100)
+    assert helpers.in_threads(lambda a, b: a * b, *rows, at_once=3) == [
+        a * b for a, b in zip(*rows, strict=True)
+    ]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "kept.txt"
     path.write_text("old")
 
@@ -294,91 +237,88 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_rejected_of_one_stage_replaces_only_its_own(folders):
-    helpers.reject("1.1", {"a.jpg": "one"}, folders)
-    helpers.reject("1.3", {"a.jpg": "two", "b.jpg": "three"}, folders)
-    helpers.reject("1.3", {"c.jpg": "four"}, folders)
-    assert set(zip(*helpers.read_manifest("rejected", folders)[["image_id", "stage"]].to_numpy().T, strict=True)) == {
-        ("a.jpg", "1.1"),
-        ("c.jpg", "1.3"),
-    }
+def test_a_failed_write_keeps_the_old_folder(tmp_path):
+    path = tmp_path / "model"
+    helpers.save_model(Tiny(), path)
+
+    def full_disk(temporary):
+        temporary.mkdir()
+        (temporary / "config.json").write_text("half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="space"):
+        helpers.write_atomically(path, full_disk)
+    assert isinstance(helpers.load_model(Tiny.from_pretrained, path, "1.4"), Tiny)
+    assert list(tmp_path.iterdir()) == [path]
 
 
-# ---- heatmaps
-
-
-@pytest.mark.parametrize(("method", "limit"), [("argmax", 0.75), ("quarter", 0.4), ("dark", 1e-3), ("soft", 0.02)])
-def test_decoders_give_the_points_back(method, limit):
-    points = torch.rand(50, 5, 2, generator=torch.Generator().manual_seed(0)) * 40 + 10
-    read, confidence = helpers.decode_heatmaps(helpers.draw_heatmaps(points, 64, 1.5), method)
-    assert (read - points).norm(dim=-1).max() < limit
-    assert confidence.min() > 0.95
-
-
-def test_decoders_survive_edges_and_empty_maps():
-    maps = torch.zeros(1, 3, 16, 16)
-    maps[0, 0, 0, 0] = maps[0, 1, 15, 15] = 1
-    for method in ("argmax", "quarter", "dark", "soft"):
-        read, confidence = helpers.decode_heatmaps(maps, method)
-        assert torch.isfinite(read).all()
-        assert torch.isfinite(confidence).all()
-        torch.testing.assert_close(read[0, 1], torch.tensor([15.0, 15.0]), atol=1.0, rtol=0)
-    with pytest.raises(ValueError, match="argmax, quarter, dark or soft"):
-        helpers.decode_heatmaps(maps, "best")
-
-
-# ---- state
+# ---- training runs
 
 
 def trained(folder, settings=None):
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
     network = torch.nn.Linear(4, 2)
-    network, optimizer = accelerator.prepare(network, torch.optim.AdamW(network.parameters(), 1e-2))
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
+    network, optimizer = accelerator.prepare(network, optimizer)
     average = helpers.moving_average(network)
-    return network, optimizer, average, helpers.Checkpoint(accelerator, folder, settings or {"a": 1}, average)
+    return helpers.Checkpoint(accelerator, folder, settings or {"a": 1}, average)
 
 
-def test_checkpoint_of_other_settings_is_not_resumed(tmp_path, capsys):
-    *_, checkpoint = trained(tmp_path / "run")
-    checkpoint.save([{"epoch": 1, "loss": 0.5}])
-    assert trained(tmp_path / "run")[-1].resume() == [{"epoch": 1, "loss": 0.5}]
-    assert trained(tmp_path / "run", {"a": 2})[-1].resume() == []
-    assert "other settings" in capsys.readouterr().out
+HISTORY = [{"epoch": 1, "loss": 0.5}]
+
+
+def test_a_checkpoint_of_other_settings_is_not_resumed(tmp_path, capsys):
+    trained(tmp_path / "run").save(HISTORY)
+    assert trained(tmp_path / "run").resume() == HISTORY
+    assert trained(tmp_path / "run", {"a": 2}).resume() == []
+    assert "has other settings" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_code_is_not_resumed_under_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACES_CODE", "one")
+    trained(tmp_path / "run").save(HISTORY)
+    assert trained(tmp_path / "run").resume() == HISTORY
+    monkeypatch.setenv("FACES_CODE", "two")
+    assert trained(tmp_path / "run").resume() == []
+    monkeypatch.delenv("FACES_CODE")  # a notebook opened by hand cannot tell
+    assert trained(tmp_path / "run").resume() == HISTORY
+
+
+def test_resuming_restores_the_random_numbers(tmp_path):
+    checkpoint = trained(tmp_path / "run")
+    torch.rand(7)
+    checkpoint.save(HISTORY)
+    after = torch.rand(3)
+    checkpoint = trained(tmp_path / "run")
+    assert checkpoint.resume() == HISTORY
+    assert torch.equal(torch.rand(3), after)
+
+
+def test_a_run_killed_between_two_renames_is_resumed(tmp_path):
+    trained(tmp_path / "run").save(HISTORY)
+    (tmp_path / "run").rename(tmp_path / "run.old")
+    assert trained(tmp_path / "run").resume() == HISTORY
 
 
 def test_nan_keeps_the_last_good_checkpoint(tmp_path):
-    *_, checkpoint = trained(tmp_path / "run")
-    checkpoint.save([{"epoch": 1, "loss": 0.5}])
+    checkpoint = trained(tmp_path / "run")
+    checkpoint.save(HISTORY)
     with pytest.raises(FloatingPointError, match="checkpoint before it is kept"):
-        checkpoint.save([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": float("nan")}])
-    assert len(checkpoint.resume()) == 1
+        checkpoint.save([*HISTORY, {"epoch": 2, "loss": float("nan")}])
+    assert checkpoint.resume() == HISTORY
 
 
 @pytest.mark.parametrize("file", ["average.pt", "progress.json", "model.safetensors"])
-def test_corrupt_checkpoint_is_named(tmp_path, file):
-    *_, checkpoint = trained(tmp_path / "run")
-    checkpoint.save([{"epoch": 1, "loss": 0.5}])
+def test_a_corrupt_checkpoint_is_named(tmp_path, file):
+    checkpoint = trained(tmp_path / "run")
+    checkpoint.save(HISTORY)
     (tmp_path / "run" / file).write_bytes(b"half a fi")
     with pytest.raises(RuntimeError, match=r"run cannot be read .*delete that folder"):
         checkpoint.resume()
 
 
-def test_weights_missing_corrupt_or_foreign(tmp_path):
-    network, path = torch.nn.Linear(4, 2), tmp_path / "weights.pt"
-    with pytest.raises(FileNotFoundError, match=r"weights\.pt"):
-        helpers.load_weights(network, path)
-    path.write_bytes(b"not weights")
-    with pytest.raises(ValueError, match="not a readable file of weights"):
-        helpers.load_weights(network, path)
-    helpers.save_weights(torch.nn.Linear(3, 2), path)
-    with pytest.raises(ValueError, match="does not fit this network"):
-        helpers.load_weights(network, path)
-    helpers.save_weights(torch.nn.Linear(4, 2), path)
-    helpers.load_weights(network, path)
-
-
-def test_moving_average_follows_weights_and_statistics():
+def test_the_moving_average_follows_weights_and_statistics():
     network = torch.nn.BatchNorm1d(3)
     average = helpers.moving_average(network)
     for _ in range(300):
@@ -388,18 +328,72 @@ def test_moving_average_follows_weights_and_statistics():
     assert average.module.num_batches_tracked == network.num_batches_tracked
 
 
-def test_further_processes_draw_other_numbers_and_the_first_its_own():
-    drawn = []
-    for process in (0, 1, 2):
-        torch.manual_seed(5)
-        helpers.own_random_numbers(SimpleNamespace(process_index=process))
-        drawn.append(torch.rand(3).tolist())
-    torch.manual_seed(5)
-    assert drawn[0] == torch.rand(3).tolist()
-    assert len({tuple(numbers) for numbers in drawn}) == 3
+def test_a_device_that_is_not_here_is_named(folders):
+    other = "cuda" if not torch.cuda.is_available() else "mps"
+    with pytest.raises(ValueError, match=f"DEVICE={other} is not available here"):
+        helpers.set_up("1.4", folders, device=other)
 
 
-# ---- a second place
+# ---- models
+
+
+class Tiny(torch.nn.Module, PyTorchModelHubMixin):
+    """The smallest model in the hub's convention."""
+
+    def __init__(self, inputs: int = 4):
+        super().__init__()
+        self.layer = torch.nn.Linear(inputs, 2)
+
+
+class Other(torch.nn.Module, PyTorchModelHubMixin):
+    def __init__(self):
+        super().__init__()
+        self.other_layer = torch.nn.Linear(4, 2)
+
+
+def test_a_model_comes_back_from_its_folder(tmp_path):
+    model = Tiny(inputs=3)
+    folder = helpers.save_model(model, tmp_path / "model", size=64)
+    back = helpers.load_model(Tiny.from_pretrained, folder, "1.4")
+    assert torch.equal(back.layer.weight, model.layer.weight)
+    assert not back.training
+    assert '"size": 64' in (folder / "preprocessor_config.json").read_text()
+    helpers.save_model(Tiny(inputs=5), folder)
+    back = helpers.load_model(Tiny.from_pretrained, folder, "1.4")
+    assert back.layer.in_features == 5
+    assert not (folder / "preprocessor_config.json").exists(), "all of the old folder is gone"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_missing_model_is_named_with_its_notebook(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("none", "empty"):
+        with pytest.raises(FileNotFoundError, match=rf"{name} is not the folder .*make 1\.4"):
+            helpers.load_model(Tiny.from_pretrained, tmp_path / name, "1.4")
+
+
+@pytest.mark.parametrize("damage", ["model.safetensors", "config.json", "other model"])
+def test_a_corrupt_or_foreign_model_is_named(tmp_path, damage):
+    folder = tmp_path / "model"
+    helpers.save_model(Other() if damage == "other model" else Tiny(), folder)
+    if damage != "other model":
+        (folder / damage).write_bytes(b"half a fi")
+    with pytest.raises(
+        ValueError, match=r"model cannot be loaded \(.*\)\. Notebook 1\.4"
+    ) as error:
+        helpers.load_model(Tiny.from_pretrained, folder, "1.4")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_hub_id_that_cannot_be_reached_is_named():
+    def offline(source, **_):
+        raise OSError(f"{source} cannot be reached\nand many lines more")
+
+    with pytest.raises(ValueError, match=r"someone/model cannot be loaded \(no folder, not on"):
+        helpers.load_model(offline, "someone/model", "1.4")
+
+
+# ---- the second copy
 
 
 @pytest.fixture
@@ -409,7 +403,7 @@ def drive(tmp_path, monkeypatch):
 
 
 def opened(output):
-    return helpers.open_dataset("mine", output / "data", output, needs=None)
+    return helpers.open_dataset("mine", output / "data", output, needs="")
 
 
 def new_machine(output):
@@ -418,97 +412,123 @@ def new_machine(output):
     return opened(output)
 
 
-def test_what_is_finished_is_kept_in_a_second_place_and_comes_back(tmp_path, drive, capsys):
-    """As on Colab: manifests, weights and the checkpoint go to Drive; a new machine takes them from there and goes on."""
+def test_what_is_finished_is_copied_and_comes_back(tmp_path, drive, capsys):
+    """As on Colab: manifests, models and the checkpoint go to Drive; a new machine resumes."""
     folders = opened(tmp_path / "here")
-    (folders.runs / "stores").mkdir()
-    (folders.runs / "stores/pixels.npy").write_bytes(b"many")
+    (folders.runs / "image_cache").mkdir()
+    (folders.runs / "image_cache/pixels.npy").write_bytes(b"many")
     helpers.reject("1.1", {"a.jpg": "why"}, folders)
-    helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt")
-    *_, checkpoint = trained(folders.runs / "checkpoints/run")
-    checkpoint.save([{"epoch": 1, "loss": 0.5}])
-    assert list(drive.rglob("weights.pt"))
-    assert not list(drive.rglob("pixels.npy")), "pixels stay on the local disk"
+    model = Tiny()
+    helpers.save_model(model, folders.runs / "segmentation/fpn", size=32)
+    trained(folders.runs / "checkpoints/run").save(HISTORY)
+    assert list(drive.rglob("model.safetensors"))
+    assert not list(drive.rglob("pixels.npy")), "images stay on the local disk"
     again = new_machine(tmp_path / "here")
-    assert "came back from here/" in capsys.readouterr().out
+    assert "3 files of an earlier session came back from here/" in capsys.readouterr().out
     assert helpers.read_manifest("rejected", again)["image_id"].tolist() == ["a.jpg"]
-    helpers.load_weights(torch.nn.Linear(2, 1), again.runs / "weights.pt")
-    assert trained(again.runs / "checkpoints/run")[-1].resume() == [{"epoch": 1, "loss": 0.5}]
+    back = helpers.load_model(Tiny.from_pretrained, again.runs / "segmentation/fpn", "3.2")
+    assert torch.equal(back.layer.weight, model.layer.weight)
+    assert (again.runs / "segmentation/fpn/preprocessor_config.json").exists()
+    assert trained(again.runs / "checkpoints/run").resume() == HISTORY
     other = opened(tmp_path / "elsewhere")
     assert list(other.runs.iterdir()) == [], "another OUTPUT has a place of its own"
 
 
-def test_only_what_is_missing_comes_back_and_what_is_forgotten_does_not(tmp_path, drive):
-    folders = opened(tmp_path / "here")
-    first, other, third = (helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / f"{name}.pt") for name in ("first", "other", "third"))
-    first.write_bytes(b"newer")
-    other.unlink()
-    helpers.forget(third)
+def test_only_what_is_missing_comes_back(tmp_path, drive):
+    runs = opened(tmp_path / "here").runs
+    kept, lost, gone = (
+        helpers.save_model(Tiny(), runs / name) for name in ("kept", "lost", "gone")
+    )
+    (kept / "config.json").write_text("newer")
+    files.remove(lost)
+    helpers.forget(gone)
     opened(tmp_path / "here")
-    assert first.read_bytes() == b"newer"
-    assert other.exists()
-    assert not third.exists()
+    assert (kept / "config.json").read_text() == "newer"
+    assert helpers.load_model(Tiny.from_pretrained, lost, "1.4")
+    assert not gone.exists()
 
 
-def test_what_cannot_be_removed_from_the_second_place_is_named(tmp_path, drive, monkeypatch, capsys):
-    folders = opened(tmp_path / "here")
-    path = helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt")
-    kept = drive / "here/runs/mine/weights.pt"
-    remove = helpers._remove
+def test_what_cannot_be_removed_from_the_second_place_is_named(
+    tmp_path, drive, monkeypatch, capsys
+):
+    path = helpers.save_model(Tiny(), opened(tmp_path / "here").runs / "model")
+    remove = files.remove
 
     def remove_here(gone):
         if gone.is_relative_to(drive):
             raise PermissionError("a disk that can only be read")
         remove(gone)
 
-    monkeypatch.setattr(helpers, "_remove", remove_here)
+    monkeypatch.setattr(files, "remove", remove_here)
     helpers.forget(path)
     assert not path.exists()
-    assert kept.exists()
-    assert "weights.pt of the second place is no longer needed and could not be removed (a disk that can only" in capsys.readouterr().out
+    assert (drive / "here/runs/mine/model").exists()
+    message = "model of the second place could not be removed (a disk that can only be read)"
+    assert message in capsys.readouterr().out
 
 
-def test_a_copy_that_reads_back_differently_does_not_replace_the_old_one(tmp_path, drive, monkeypatch, capsys):
+def test_a_copy_that_reads_back_differently_does_not_replace_the_old_one(
+    tmp_path, drive, monkeypatch, capsys
+):
+    path = helpers.save_model(Tiny(), opened(tmp_path / "here").runs / "model")
+    kept = drive / "here/runs/mine/model"
+    before = (kept / "model.safetensors").read_bytes()
+    copytree = files.shutil.copytree
+
+    def half(source, target):
+        copytree(source, target)
+        (target / "model.safetensors").write_bytes(b"half a fi")
+
+    monkeypatch.setattr(files.shutil, "copytree", half)
+    helpers.save_model(Tiny(), path)
+    assert (kept / "model.safetensors").read_bytes() == before
+    message = "model could not be copied to mine/ of the second place (what was written there "
+    assert message + "reads back differently)" in capsys.readouterr().out
+    assert [file.name for file in kept.parent.iterdir()] == ["model"]
+    assert (path / "model.safetensors").read_bytes() != before, "the run itself continues"
+
+
+def test_a_manifest_that_reads_back_differently_does_not_replace_the_old_one(
+    tmp_path, drive, monkeypatch, capsys
+):
     folders = opened(tmp_path / "here")
-    path = helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt")
-    kept = drive / "here/runs/mine/weights.pt"
-    before = kept.read_bytes()
-    monkeypatch.setattr(helpers.shutil, "copyfile", lambda source, target: target.write_bytes(source.read_bytes()[:100]))
-    helpers.save_weights(torch.nn.Linear(2, 1), path)
-    assert kept.read_bytes() == before
-    assert (
-        "weights.pt could not be kept in mine/ of the second place (what was written there reads back differently)"
-        in capsys.readouterr().out
-    )
-    assert [file.name for file in kept.parent.iterdir()] == ["weights.pt"]
-    assert path.read_bytes() != before, "the run itself goes on"
+    helpers.reject("1.1", {"a.jpg": "one"}, folders)
+    kept = drive / "here/csv/mine/rejected.csv"
+    before = kept.read_text()
+    half = lambda source, target: target.write_bytes(source.read_bytes()[:9])  # noqa: E731
+    monkeypatch.setattr(files.shutil, "copyfile", half)
+    helpers.reject("1.1", {"b.jpg": "two"}, folders)
+    assert kept.read_text() == before
+    assert "rejected.csv could not be copied to mine/" in capsys.readouterr().out
 
 
-def test_a_folder_that_cannot_be_swapped_leaves_the_old_copy(tmp_path, drive, monkeypatch, capsys):
-    folders = opened(tmp_path / "here")
-    *_, checkpoint = trained(folders.runs / "checkpoints/run")
-    checkpoint.save([{"epoch": 1, "loss": 0.5}])
-    kept = drive / "here/runs/mine/checkpoints/run"
-    replace = helpers.Path.replace
+def test_a_folder_that_cannot_be_swapped_leaves_the_old_copy(
+    tmp_path, drive, monkeypatch, capsys
+):
+    checkpoint = trained(opened(tmp_path / "here").runs / "checkpoints/run")
+    checkpoint.save(HISTORY)
+    kept, replace = drive / "here/runs/mine/checkpoints/run", files.Path.replace
 
     def broken(self, target):
         if self.name.startswith(".new."):
             raise OSError("Transport endpoint is not connected")
         return replace(self, target)
 
-    monkeypatch.setattr(helpers.Path, "replace", broken)
+    monkeypatch.setattr(files.Path, "replace", broken)
     helpers.keep(checkpoint.folder)
     assert "is not connected" in capsys.readouterr().out
     assert (kept / "progress.json").exists()
     assert [file.name for file in kept.parent.iterdir()] == ["run"]
 
 
-def test_a_second_place_that_is_none_is_said_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("no folder")
+def test_a_second_place_that_does_not_exist_is_named_and_the_run_continues(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("FACES_KEEP", str(tmp_path / "file"))
     folders = opened(tmp_path / "here")
-    assert helpers.save_weights(torch.nn.Linear(2, 1), folders.runs / "weights.pt").exists()
-    assert "weights.pt could not be kept" in capsys.readouterr().out
+    assert helpers.save_model(Tiny(), folders.runs / "model").exists()
+    assert "model could not be copied" in capsys.readouterr().out
     monkeypatch.setenv("FACES_KEEP", "")
-    helpers.save_weights(torch.nn.Linear(2, 1), tmp_path / "weights.pt")
+    helpers.save_model(Tiny(), folders.runs / "model")
     assert capsys.readouterr().out == ""

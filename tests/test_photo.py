@@ -1,8 +1,8 @@
-"""5.1: faces are found in any photograph, strangers stay strangers, downloads and archives fail safely, the page answers in a browser."""
+"""5.1: any photograph, people who are unknown, downloads that fail, the page in a browser."""
 
+import hashlib
 import http.server
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -10,7 +10,6 @@ import sys
 import tarfile
 import threading
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -18,56 +17,64 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import copy_series, definitions, ROOT, run_stages
+from conftest import copy_series, ROOT, run_stages
 from PIL import Image
 
 import helpers
+from faces import alignment, crops, landmarks, pipeline
+from notebooks import real_data
 
-rooms = helpers.shared_definitions("5.1_photo_to_everything")
+# ------------------------------------------------------------------------------- finding faces
 
-# ---------------------------------------------------------------- finding faces
-
-FACE = np.array([[40.0, 50], [88, 50], [64, 76], [46, 96], [82, 96]])  # in a picture of 128 px
-COLOURS = np.array([[250, 20, 20], [250, 20, 20], [20, 20, 250], [20, 250, 20], [20, 250, 20]])
+FACE = np.array([[40.0, 50], [88, 50], [64, 76], [46, 96], [82, 96]])  # in an image of 128 px
+COLOURS = [[250, 20, 20], [250, 20, 20], [20, 20, 250], [20, 250, 20], [20, 250, 20]]
 
 
 def dotted(shape, faces):
-    """A grey picture with faces that are five dots: eyes red, nose blue, corners of the mouth green."""
-    picture = np.full((*shape, 3), 128, np.uint8)
+    """A grey image with faces of five dots: red eyes, blue nose, green corners of the mouth."""
+    image = np.full((*shape, 3), 128, np.uint8)
     y, x = np.indices(shape)
     for points in faces:
         radius = np.linalg.norm(points[0] - points[1]) / 10
         for (px, py), colour in zip(points, COLOURS, strict=True):
-            picture[np.hypot(x - px, y - py) < radius] = colour
-    return picture
+            image[np.hypot(x - px, y - py) < radius] = colour
+    return image
 
 
-def dot_program(images):
-    """Stands in for 1.4's program: maps (N, 5, 32, 32) of the dots, left and right told apart by the side they lie on."""
-    maps = []
-    small = torch.nn.functional.interpolate(images, 32, mode="area")
-    across = torch.arange(32.0)
-    for channel, side in ((0, -1), (0, 1), (2, 0), (1, -1), (1, 1)):
-        other = small[:, [c for c in range(3) if c != channel]].amax(1)
-        strength = (small[:, channel] - other).clamp_min(0.15) - 0.15
-        middle = (strength * across).sum((1, 2)) / strength.sum((1, 2)).clamp_min(1e-6)
-        if side:
-            strength = strength * (side * (across - middle[:, None, None]) > 0)
-        maps.append(strength)
-    return torch.stack(maps, 1) + 1e-6
+class DotModel(torch.nn.Module):
+    """Stands in for 1.4's model: heatmaps (N, 5, 32, 32) of the dots."""
+
+    input_size, stride, mean_face = 128, 4, FACE
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def predict(self, images, flip=True):
+        maps = []
+        small = torch.nn.functional.interpolate(images, 32, mode="area")
+        across = torch.arange(32.0)
+        for channel, side in ((0, -1), (0, 1), (2, 0), (1, -1), (1, 1)):
+            other = small[:, [c for c in range(3) if c != channel]].amax(1)
+            strength = (small[:, channel] - other).clamp_min(0.15) - 0.15
+            total = strength.sum((1, 2)).clamp_min(1e-6)
+            centre = (strength * across).sum((1, 2)) / total
+            if side:
+                strength = strength * (side * (across - centre[:, None, None]) > 0)
+            maps.append(strength)
+        return torch.stack(maps, 1) + 1e-6
 
 
 @pytest.fixture
 def finder():
-    made = object.__new__(helpers.FaceFinder)
-    made.program, made.size, made.usual = dot_program, 128, FACE
-    return made
+    return landmarks.FaceFinder(DotModel())
 
 
 def placed(x, y, width, degrees=0.0):
-    turn = np.radians(degrees)
-    matrix = width / 48 * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    return (FACE - FACE.mean(0)) @ matrix.T + (x, y)
+    """FACE about (x, y), rotated, with eyes `width` pixels apart."""
+    roll = np.radians(degrees)
+    linear = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
+    return (FACE - FACE.mean(0)) @ (width / 48 * linear).T + (x, y)
 
 
 def test_faces_of_two_sizes_are_found(finder):
@@ -76,7 +83,8 @@ def test_faces_of_two_sizes_are_found(finder):
     assert len(points) == 2
     assert (confidence > 0.85).all()
     for found, true in zip(points, truth, strict=True):
-        assert np.linalg.norm(found - true, axis=1).max() < 0.06 * np.linalg.norm(true[0] - true[1])
+        eyes = np.linalg.norm(true[0] - true[1])
+        assert np.linalg.norm(found - true, axis=1).max() < 0.06 * eyes
 
 
 def test_a_small_face_is_found_by_smaller_windows(finder):
@@ -86,10 +94,11 @@ def test_a_small_face_is_found_by_smaller_windows(finder):
     assert np.linalg.norm(points[0] - truth, axis=1).max() < 4
 
 
-def test_nobody_is_found_in_noise_and_in_a_flat_picture(finder):
+def test_no_face_is_found_in_noise_and_in_a_flat_image(finder):
     noise = np.random.default_rng(0).integers(0, 255, (200, 240, 3), dtype=np.uint8)
-    for picture in (noise, np.full((200, 240, 3), 128, np.uint8), np.zeros((1, 1, 3), np.uint8)):
-        points, confidence = finder(picture)
+    flat, one_pixel = np.full((200, 240, 3), 128, np.uint8), np.zeros((1, 1, 3), np.uint8)
+    for image in (noise, flat, one_pixel):
+        points, confidence = finder(image)
         assert points.shape == (0, 5, 2)
         assert len(confidence) == 0
 
@@ -101,32 +110,76 @@ def test_a_detector_may_say_where_to_look(finder):
 
 
 def test_celeba_hq_square_follows_karras():
-    """Upright face, eyes 100 apart, mouth 120 below: side max(400, 432), centre 12 below the eyes."""
+    """Eyes 100 apart, mouth 120 below: side max(400, 432), centre 12 below the eyes."""
     points = np.array([[[100.0, 200], [200, 200], [150, 260], [110, 320], [190, 320]]])
-    matrix = rooms.celeba_hq_matrix(points, 512)[0]
+    matrix = pipeline.celeba_hq_matrix(points, 512)[0]
     assert matrix[0, 0] == pytest.approx(512 / 432)
-    centre = helpers.apply_affine(matrix, np.array([[150.0, 212]]))[0]
+    centre = crops.apply_affine(matrix, np.array([[150.0, 212]]))[0]
     assert centre == pytest.approx([255.5, 255.5])
 
 
-# ---------------------------------------------------------------- who is it
+def test_a_detector_is_optional(tmp_path, monkeypatch, capsys):
+    assert pipeline.detector_file("", tmp_path) is None
+    assert pipeline.detector_file(tmp_path / "own.onnx", tmp_path) == tmp_path / "own.onnx"
+    monkeypatch.setattr(pipeline, "YUNET", "http://127.0.0.1:9/yunet.onnx")  # nobody listens
+    assert pipeline.detector_file("yunet", tmp_path) is None
+    assert "YuNet cannot be downloaded" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------- recognition
+
+
+class SameForAll(torch.nn.Module):
+    """Stands in for a recogniser: every face has the same embedding, of four numbers."""
+
+    face_size, alignment, crop_fraction = 32, "2", 1.0
+
+    def __init__(self, alignment="2"):
+        super().__init__()
+        self.alignment, self.weight = alignment, torch.nn.Parameter(torch.zeros(1))
+
+    def embed(self, images):
+        return torch.ones(len(images), 4)
+
+
+def stand_in(finder, **models):
+    """A pipeline of these models, without files."""
+    made = object.__new__(pipeline.FacePipeline)
+    made.models, made.finder, made.detector = (
+        {"recognition": SameForAll(), **models},
+        finder,
+        None,
+    )
+    made.recogniser_hash = "a hash"
+    return made
+
+
+def one_per_square(photograph, starts):
+    """Stands in for the search: a face in each square of a photograph."""
+    side = min(photograph.shape[:2])
+    count = photograph.shape[1] // side
+    shifts = side * np.stack([np.arange(count), np.zeros(count)], 1)[:, None]
+    return FACE / 128 * side + shifts, np.ones(count)
 
 
 def gallery_of(vectors, threshold):
-    pictures = [np.zeros((32, 32, 3), np.uint8)] * len(vectors)
-    return rooms.Gallery([f"p{index}" for index in range(len(vectors))], vectors, pictures, threshold, "a program")
+    names = [f"p{index}" for index in range(len(vectors))]
+    images = np.zeros((len(vectors), 32, 32, 3), np.uint8)
+    return pipeline.Gallery(names, np.asarray(vectors), images, threshold, "a hash")
 
 
-def test_a_stranger_is_nobody(tmp_path):
+def test_a_stranger_is_unknown(tmp_path):
     gallery = gallery_of(np.eye(4)[:3], 0.8)
     known = SimpleNamespace(matches=gallery.nearest(np.array([0.1, 0.99, 0, 0.1])))
     stranger = SimpleNamespace(matches=gallery.nearest(np.array([0.5, 0.5, 0.1, 0.7])))
     assert gallery.name_of(known) == "p1"
     assert gallery.name_of(stranger) is None
-    again = rooms.Gallery.load(gallery.save(tmp_path / "gallery.npz"))
+    assert gallery.name_of(SimpleNamespace(matches=None)) is None
+    again = pipeline.Gallery.load(gallery.save(tmp_path / "gallery.npz"))
     assert again.names == gallery.names
-    assert again.threshold == 0.8
-    assert again.recogniser == "a program"
+    assert (again.threshold, again.recogniser) == (0.8, "a hash")
+    np.testing.assert_array_equal(again.centres, gallery.centres)
+    assert again.images.dtype == np.uint8
 
 
 def test_a_gallery_of_another_recogniser_is_refused(tmp_path):
@@ -134,41 +187,105 @@ def test_a_gallery_of_another_recogniser_is_refused(tmp_path):
     from notebooks import demo
 
     path = gallery_of(np.eye(4)[:3], 0.8).save(tmp_path / "gallery.npz")
-    assert demo.gallery_for(SimpleNamespace(recogniser="a program"), rooms, path, "make 5.1").names == ["p0", "p1", "p2"]
-    np.savez(tmp_path / "old.npz", **{name: value for name, value in np.load(path).items() if name != "recogniser"})
-    for other, file in (("retrained", path), ("a program", tmp_path / "old.npz")):
-        with pytest.raises(SystemExit, match=rf"{file.name} was made with another recogniser: make 5\.1"):
-            demo.gallery_for(SimpleNamespace(recogniser=other), rooms, file, "make 5.1")
+    ours, retrained = stand_in(None), stand_in(None)
+    retrained.recogniser_hash = "another hash"
+    assert demo.gallery_for(ours, path, "make 5.1").names == ["p0", "p1", "p2"]
+    with pytest.raises(SystemExit, match=r"gallery\.npz .* another recogniser: make 5\.1"):
+        demo.gallery_for(retrained, path, "make 5.1")
+    arrays = dict(np.load(path))
+    del arrays["recogniser"]
+    np.savez(tmp_path / "old.npz", **arrays)
+    (tmp_path / "cut.npz").write_bytes(path.read_bytes()[:200])
+    for name in ("old.npz", "cut.npz"):
+        with pytest.raises(SystemExit, match=rf"{name} is not a gallery .*: make 5\.1"):
+            demo.gallery_for(ours, tmp_path / name, "make 5.1")
 
 
-def test_one_photograph_is_enough_to_enrol(tmp_path):
-    """And one with two faces is not: whose is it?"""
-    house = object.__new__(rooms.House)
-    house.face, house.detector = SimpleNamespace(face_size=32, alignment="2", closeness=1.0), None
-    house.recognise = lambda images: torch.ones(len(images), 4) / 2
-    for name, count in (("ada", 1), ("both", 2)):
+def test_one_photograph_is_enough_to_enroll(tmp_path):
+    """And one with two faces is not: whose name would they get?"""
+    for name, count in (("ada", 1), ("both", 2), ("p1", 1)):
         (tmp_path / name).mkdir()
         Image.new("RGB", (60 * count, 60)).save(tmp_path / name / "1.png")
-    house.finder = lambda photograph, starts: (np.stack([FACE + 5] * (photograph.shape[1] // 60)), np.ones(photograph.shape[1] // 60))
-    gallery, refused = rooms.enrol(house, gallery_of(np.eye(4)[:2], 0.8), tmp_path)
-    assert gallery.names == ["p0", "p1", "ada"]
-    assert refused == {"both/1.png": "1.png: 2 faces found, one is needed to enrol both"}
+    (tmp_path / "nothing").mkdir()
+    made = stand_in(one_per_square)
+    gallery, reasons = pipeline.enroll(made, gallery_of(np.eye(4)[:2], 0.8), tmp_path)
+    assert gallery.names == ["p0", "p1", "ada"], "p1 is enrolled anew, not twice"
+    assert gallery.centres[1:] == pytest.approx(np.full((2, 4), 0.5))
+    reason = "1.png: 2 faces found, one is needed to enroll both"
+    assert reasons.pop("both/1.png") == reason
+    assert "There is no image in" in reasons.pop("nothing")
+    assert not reasons
+    with pytest.raises(FileNotFoundError, match="holds no folders: make one for each person"):
+        pipeline.enroll(made, gallery, tmp_path / "nobody")
 
 
-def test_a_photograph_that_is_none_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("name", ["none", "3"])
+def test_an_alignment_that_the_pipeline_cannot_make_is_refused(name):
+    with pytest.raises(ValueError, match=f"alignment '{name}'.*2 or 5 points: make 2.2"):
+        pipeline.recogniser_matrix(alignment.TEMPLATE[None], SameForAll(name))
+
+
+def test_a_crowd_goes_through_in_portions(monkeypatch):
+    seen = []
+    stages = {
+        "recognition": pipeline.recognise,
+        "parts": lambda m, p, few: seen.append(len(few)),
+    }
+    monkeypatch.setattr(pipeline, "STAGES", stages)
+    photograph = np.zeros((40, 400, 3), np.uint8)
+    faces, milliseconds = stand_in(one_per_square, parts=None)(
+        photograph, gallery_of(np.eye(4), 0.4)
+    )
+    assert seen == [8, 2]
+    assert list(milliseconds) == ["faces and landmarks", "alignment", "recognition", "parts"]
+    assert all(face.matches[0][1] == pytest.approx(0.5) for face in faces)
+    assert faces[3].label_map is None
+
+
+# --------------------------------------------------------------------------------- photographs
+
+
+def test_a_file_that_is_no_photograph_is_one_sentence(tmp_path):
     (tmp_path / "notes.jpg").write_text("not a photograph")
     with pytest.raises(helpers.PhotographError, match=r"notes\.jpg: cannot be decoded"):
-        rooms.photograph_from(tmp_path / "notes.jpg")
+        pipeline.photograph_from(tmp_path / "notes.jpg")
     with pytest.raises(helpers.PhotographError, match="works in Colab only"):
-        rooms.photograph_from("webcam")
+        pipeline.photograph_from("webcam")
 
 
-def test_twenty_megapixels_are_taken_smaller(tmp_path):
+def test_colab_gives_a_file_or_a_picture(tmp_path, monkeypatch):
+    data, uploaded = io.BytesIO(), {}
+    Image.new("RGB", (40, 30), (200, 20, 20)).save(data, "PNG")
+    address = (
+        "data:image/png;base64," + __import__("base64").b64encode(data.getvalue()).decode()
+    )
+    colab = SimpleNamespace(
+        files=SimpleNamespace(upload=lambda: uploaded),
+        output=SimpleNamespace(eval_js=lambda script: address),
+    )
+    monkeypatch.setitem(sys.modules, "google", SimpleNamespace(colab=colab))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    assert pipeline.photograph_from("webcam").shape == (30, 40, 3)
+    with pytest.raises(helpers.PhotographError, match="No file was uploaded"):
+        pipeline.photograph_from("upload")
+    uploaded["me.png"] = data.getvalue()
+    assert pipeline.photograph_from("upload").shape == (30, 40, 3)
+
+
+def test_twenty_megapixels_are_reduced(tmp_path):
+    """And the points in people.csv are those of the file."""
     Image.new("RGB", (5472, 3648), (90, 120, 150)).save(tmp_path / "large.jpg")
-    assert rooms.photograph_from(tmp_path / "large.jpg").shape == (1067, 1600, 3)
+    assert pipeline.photograph_from(tmp_path / "large.jpg").shape == (1067, 1600, 3)
+    made, target = stand_in(one_per_square), tmp_path / "figures"
+    gallery = gallery_of(np.eye(4), 0.4)
+    (row,), reasons = pipeline.process_folder(made, gallery, tmp_path, target)
+    assert not reasons
+    assert (row["image_id"], row["face"], row["person"]) == ("large.jpg", 0, "p0")
+    assert row["left_eye_x"] == pytest.approx((40 / 128 * 1067 + 0.5) * 3.42 - 0.5)
+    assert (target / "large.jpg.png").exists()
 
 
-def test_a_folder_goes_through_and_what_cannot_is_set_aside(series, tmp_path):
+def test_a_folder_is_processed_and_what_cannot_be_is_rejected(series, tmp_path):
     output, own = tmp_path / "series", tmp_path / "own"
     copy_series(series, output)
     own.mkdir()
@@ -177,58 +294,73 @@ def test_a_folder_goes_through_and_what_cannot_is_set_aside(series, tmp_path):
     (own / "broken.jpg").write_bytes(source.read_bytes()[:700])
     Image.new("L", (3, 1)).save(own / "tiny.png")
     run_stages(output, "5.1", own_photographs=own)
-    rejected = pd.read_csv(output / "csv/sample/rejected.csv", dtype=str).query("stage == '5.1'").set_index("image_id")["reason"]
-    assert "decoded" in rejected["broken.jpg"]
-    assert "no face" in rejected["tiny.png"]
+    table = pd.read_csv(output / "csv/sample/rejected.csv", dtype=str)
+    reasons = table.query("stage == '5.1'").set_index("image_id")["reason"]
+    assert "decoded" in reasons["broken.jpg"]
+    assert "no face" in reasons["tiny.png"]
     people = pd.read_csv(output / "csv/sample/people.csv")
     assert set(people["image_id"]) <= {"one.jpg"}, "nobody of the folder before"
     found = "one.jpg" in set(people["image_id"])
-    assert found != ("one.jpg" in rejected.index), "a photograph is a row of one of the two, not of both or neither"
+    assert found != ("one.jpg" in reasons.index), "a photograph is in one of the two tables"
 
 
-def test_a_missing_room_is_said_and_passed_by(series, tmp_path, capsys):
-    for name in ("stacked_hourglass.pt2", "recogniser_arcface.pt2"):
-        shutil.copy(series / "runs/sample" / name, tmp_path)
-    house = rooms.House(tmp_path)
-    assert house.rooms == {}
-    assert "make 3.2" in capsys.readouterr().out
-    (tmp_path / "face_parts.pt2").write_bytes(b"no program")
-    with pytest.raises(ValueError, match=r"face_parts\.pt2 cannot be read as an exported program.*make 3\.2"):
-        rooms.House(tmp_path)
+# -------------------------------------------------------------------------------------- models
 
 
-def test_every_room_answers_for_a_face(series):
-    house = rooms.House(series / "runs/sample")
-    photograph = helpers.read_photograph(sorted((series / "data/sample/CelebAMask-HQ/CelebA-HQ-img").glob("*.jpg"))[0])
-    house.finder = lambda image, starts: ((FACE * 4)[None], np.array([0.9]))
-    faces, spent = rooms.everything(house, photograph, rooms.Gallery.load(series / "runs/sample/gallery.npz"))
-    (face,) = faces
+def test_a_missing_model_is_named_and_a_broken_one_is_one_sentence(series, tmp_path, capsys):
+    for name in ("landmarks", "recognition_arcface"):
+        shutil.copytree(series / "runs/sample" / name, tmp_path / name)
+    made = pipeline.FacePipeline(tmp_path)
+    assert list(made.models) == ["recognition"]
+    printed = capsys.readouterr().out
+    assert all(f"make {stage}" in printed for stage in ("3.2", "3.4", "4.2"))
+    for name, maker in (("face_parts", "3.2"), ("portrait", "4.2"), ("landmarks", "1.4")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "config.json").write_text("no model")
+        with pytest.raises(ValueError, match=rf"{name} cannot be loaded .*make {maker}"):
+            pipeline.FacePipeline(tmp_path)
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"landmarks is not the folder .*make 1\.4"):
+        pipeline.FacePipeline(tmp_path)
+
+
+def test_every_stage_answers_for_a_face(series):
+    made = pipeline.FacePipeline(series / "runs/sample")
+    folder = series / "data/sample/CelebAMask-HQ/CelebA-HQ-img"
+    photograph = helpers.read_photograph(sorted(folder.glob("*.jpg"))[0])
+    made.finder = lambda image, starts: ((FACE * 4)[None], np.array([0.9]))
+    gallery = pipeline.Gallery.load(series / "runs/sample/gallery.npz")
+    assert gallery.recogniser == made.recogniser_hash
+    (face,), milliseconds = made(photograph, gallery)
     assert np.linalg.norm(face.embedding) == pytest.approx(1, abs=1e-3)
     assert len(face.matches) == 3
     assert face.label_map.max() <= len(helpers.PARTS)
     assert face.mask.dtype == bool
     assert face.portrait.shape == photograph.shape
-    assert set(spent) == {"faces and landmarks", "alignment", "recognition", "parts", "mask", "portrait"}
+    stages = ["faces and landmarks", "alignment", "recognition", "parts", "mask", "portrait"]
+    assert list(milliseconds) == stages
 
 
-# ---------------------------------------------------------------- downloads and archives
+# ---------------------------------------------------------------------- downloads and archives
 
 CONTENT = bytes(range(256)) * 400
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT; /cut breaks off half way the first time, /page answers with HTML, /lies with other bytes."""
+    """Serves CONTENT; /cut breaks off the first time, /page is HTML, /lies has other bytes."""
 
     cut = True
 
     def do_GET(self):
         start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, 0])[1])
-        body = {"/page": b"<html>quota exceeded</html>", "/lies": CONTENT[::-1]}.get(self.path, CONTENT[start:])
-        if start >= len(CONTENT):
-            self.send_error(416)
+        others = {"/page": b"<html>quota exceeded</html>", "/lies": CONTENT[::-1]}
+        body = others.get(self.path, CONTENT[start:])
+        if start >= len(CONTENT) or self.path == "/missing":
+            self.send_error(404 if self.path == "/missing" else 416)
             return
         self.send_response(206 if start else 200)
-        self.send_header("Content-Type", "text/html" if self.path == "/page" else "application/octet-stream")
+        kind = "text/html" if self.path == "/page" else "application/octet-stream"
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.path == "/cut" and Server.cut:
@@ -248,36 +380,46 @@ def address():
     server.shutdown()
 
 
-def sha256(content):
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()
+def fetch(url, path):
+    return helpers.fetch(url, path, len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 
 
-def test_a_broken_download_goes_on_where_it_broke(address, tmp_path):
-    Server.cut = True
+def test_a_broken_download_is_resumed(address, tmp_path):
+    Server.cut, path = True, tmp_path / "set.zip"
     with pytest.raises(OSError, match="broke off after 51,200 of 102,400 bytes"):
-        helpers.fetch(f"{address}/cut", tmp_path / "set.zip", len(CONTENT), sha256(CONTENT))
-    assert not (tmp_path / "set.zip").exists()
+        fetch(f"{address}/cut", path)
+    assert not path.exists()
     assert (tmp_path / "set.zip.part").stat().st_size == 51_200
-    path = helpers.fetch(f"{address}/cut", tmp_path / "set.zip", len(CONTENT), sha256(CONTENT))
-    assert path.read_bytes() == CONTENT
+    assert fetch(f"{address}/cut", path).read_bytes() == CONTENT
     assert not (tmp_path / "set.zip.part").exists()
 
 
 def test_a_download_that_only_lacked_its_name_is_finished(address, tmp_path):
     (tmp_path / "set.zip.part").write_bytes(CONTENT)
-    assert helpers.fetch(f"{address}/set", tmp_path / "set.zip", len(CONTENT), sha256(CONTENT)).read_bytes() == CONTENT
+    assert fetch(f"{address}/set", tmp_path / "set.zip").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(("path", "message"), [("page", "answers with a page"), ("lies", "other size or content")])
+@pytest.mark.parametrize(
+    ("path", "message"), [("page", "answers with a page"), ("lies", "other size or content")]
+)
 def test_a_wrong_download_is_refused(address, tmp_path, path, message):
     with pytest.raises(OSError, match=message):
-        helpers.fetch(f"{address}/{path}", tmp_path / "set.zip", len(CONTENT), sha256(CONTENT))
+        fetch(f"{address}/{path}", tmp_path / "set.zip")
     assert list(tmp_path.iterdir()) == []
 
 
-unpack = definitions("0.1", "unpack", Path=Path, os=os)["unpack"]
+@pytest.mark.parametrize(
+    ("path", "limit", "message"),
+    [
+        ("set", 100_000, "more than 0 MB; save it smaller"),
+        ("set", 200_000, "cannot be decoded"),
+        ("missing", 200_000, "missing cannot be downloaded .*404"),
+        ("two words", 200_000, "two words cannot be downloaded"),
+    ],
+)
+def test_a_url_that_is_no_photograph_is_one_sentence(address, path, limit, message):
+    with pytest.raises(helpers.PhotographError, match=message):
+        pipeline.photograph_from(f"{address}/{path}", limit)
 
 
 def test_an_archive_cannot_leave_its_folder(tmp_path):
@@ -287,80 +429,90 @@ def test_an_archive_cannot_leave_its_folder(tmp_path):
         packed.addfile(tarfile.TarInfo("../outside.txt"), io.BytesIO())
     for name in ("a.zip", "b.tar"):
         with pytest.raises(ValueError, match=f"{name} (holds a path|cannot be unpacked)"):
-            unpack(tmp_path / name, tmp_path / "set")
+            real_data.unpack(tmp_path / name, tmp_path / "set")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "b.tar"]
 
 
 def test_half_an_archive_leaves_nothing(tmp_path):
-    with zipfile.ZipFile(tmp_path / "good.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+    good, half = tmp_path / "good.zip", tmp_path / "half.zip"
+    with zipfile.ZipFile(good, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("trainA/1.txt", "x" * 9000)
-    (tmp_path / "half.zip").write_bytes((tmp_path / "good.zip").read_bytes()[:60])
+    half.write_bytes(good.read_bytes()[:60])
     with pytest.raises(ValueError, match=r"half\.zip cannot be unpacked"):
-        unpack(tmp_path / "half.zip", tmp_path / "set")
+        real_data.unpack(half, tmp_path / "set")
     assert not (tmp_path / "set").exists()
-    assert (unpack(tmp_path / "good.zip", tmp_path / "set") / "trainA/1.txt").exists()
-    assert (unpack(tmp_path / "good.zip", tmp_path / "set") / "trainA/1.txt").exists(), "over what a run that was stopped has left"
+    for _ in range(2):  # the second time over what an interrupted run has left
+        assert (real_data.unpack(good, tmp_path / "set") / "trainA/1.txt").exists()
 
 
-def test_a_real_set_is_brought_from_an_archive(tmp_path):
-    """Wherever in the archive the set lies; a foreign archive is refused and leaves nothing; a set that is there stays."""
-    space = definitions("0.1", "bring", "unpack", Path=Path, os=os)
-    space["REAL_SETS"] = {"horse2zebra": (None, "horse2zebra.zip", "trainA")}
+def test_a_real_set_is_brought_from_an_archive(tmp_path, monkeypatch):
+    """Wherever in the archive the set lies; a foreign archive is refused and leaves nothing."""
+    entry = ("", "horse2zebra.zip", "trainA")
+    monkeypatch.setitem(real_data.REAL_SETS, "horse2zebra", entry)
     place, archives = tmp_path / "data", tmp_path / "downloads"
     place.mkdir()
     archives.mkdir()
     with pytest.raises(FileNotFoundError, match=r"horse2zebra\.zip is missing"):
-        space["bring"]("horse2zebra", place, archives)
+        real_data.bring("horse2zebra", place, archives)
     with zipfile.ZipFile(archives / "horse2zebra.zip", "w") as packed:
         packed.writestr("somewhere/else.txt", "x")
     with pytest.raises(ValueError, match="holds no folder trainA"):
-        space["bring"]("horse2zebra", place, archives)
+        real_data.bring("horse2zebra", place, archives)
     assert list(place.iterdir()) == []
     with zipfile.ZipFile(archives / "horse2zebra.zip", "w") as packed:
         packed.writestr("sets/horse2zebra/trainA/1.jpg", "x")
-    assert "1 files" in space["bring"]("horse2zebra", place, archives)
+    assert "1 files" in real_data.bring("horse2zebra", place, archives)
     assert [path.name for path in place.iterdir()] == ["horse2zebra"]
-    assert "is there" in space["bring"]("horse2zebra", place, archives)
+    assert "is there" in real_data.bring("horse2zebra", place, archives)
 
 
-# ---------------------------------------------------------------- the page, the badges
+# ------------------------------------------------------------------------ the page, the badges
 
 
 def test_badges_are_stamped_everywhere(tmp_path):
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns("__pycache__", "pictures"))
+    ignored = shutil.ignore_patterns("__pycache__", "pictures", "weights")
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=ignored)
     shutil.copy(ROOT / "README.md", tmp_path)
-    subprocess.run([sys.executable, tmp_path / "notebooks/badges.py", "ada/lovelace"], check=True, capture_output=True)
+    command = [sys.executable, tmp_path / "notebooks/badges.py", "ada/lovelace"]
+    subprocess.run(command, check=True, capture_output=True)
     for path in (tmp_path / "notebooks").glob("*.ipynb"):
         notebook = nbformat.read(path, 4)
+        bootstrap = next(c.source for c in notebook.cells if c.cell_type == "code")
         assert "github/ada/lovelace/blob/main/notebooks/" in notebook.cells[0].source
-        assert 'FACES_REPOSITORY", "https://github.com/ada/lovelace"' in next(c.source for c in notebook.cells if c.cell_type == "code")
+        assert 'FACES_REPOSITORY", "https://github.com/ada/lovelace"' in bootstrap
 
 
 def test_the_page_answers_in_a_browser(series, tmp_path):
-    """Chromium opens the page, drops a photograph, sees the result; a wrong file gets a sentence."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    """Chromium drops a photograph and sees the result; a wrong file gets a sentence."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
         pytest.skip("no Chromium here: apt-get install chromium")
-    gradio, playwright = pytest.importorskip("gradio"), pytest.importorskip("playwright.sync_api")
-    assert gradio
+    pytest.importorskip("gradio")
+    playwright = pytest.importorskip("playwright.sync_api")
     from notebooks import demo
 
-    house = rooms.House(series / "runs/sample")
-    gallery = rooms.Gallery.load(series / "runs/sample/gallery.npz")
-    page = demo.build_page(demo.answerer(house, gallery, rooms))
-    _, url, public = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, max_file_size=demo.LARGEST, quiet=True, show_error=True)
+    made = pipeline.FacePipeline(series / "runs/sample")
+    gallery = pipeline.Gallery.load(series / "runs/sample/gallery.npz")
+    page = demo.build_page(demo.answerer(made, gallery))
+    options = dict(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    options |= dict(max_file_size=demo.LARGEST, show_error=True)
+    _, url, public = page.launch(**options)
     assert public is None, "nothing is shared unless asked"
     photograph = sorted((series / "data/sample/celeba/img_celeba").glob("*.jpg"))[0]
     (tmp_path / "letter.jpg").write_text("Dear reader")
     try:
         with playwright.sync_playwright() as driver:
-            window = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
+            started = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+            window = started.new_page()
             window.goto(url)
             window.set_input_files("#photograph input[type=file]", str(photograph))
             window.wait_for_selector("#result img", timeout=90_000)
             assert "Milliseconds: faces and landmarks" in window.inner_text("#sentence")
             window.reload()
-            window.set_input_files("#photograph input[type=file]", str(tmp_path / "letter.jpg"))
-            window.wait_for_selector("text=letter.jpg: cannot be decoded", timeout=60_000)
+            letter = str(tmp_path / "letter.jpg")
+            window.set_input_files("#photograph input[type=file]", letter)
+            reason = "text=letter.jpg: cannot be decoded"
+            window.wait_for_selector(reason, timeout=60_000)
     finally:
         page.close()

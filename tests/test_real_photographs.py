@@ -1,38 +1,33 @@
-"""Real photographs, where FACES_TEST_DATA names a folder that holds celeba/, CelebAMask-HQ/ and covered_faces/."""
+"""Real photographs: FACES_TEST_DATA names a folder with celeba/, CelebAMask-HQ/ and more."""
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import known, ROOT
+from conftest import run_stages, small
 
 DATA = os.environ.get("FACES_TEST_DATA")
-pytestmark = pytest.mark.skipif(not DATA, reason="FACES_TEST_DATA is not set: no real photographs here")
+pytestmark = pytest.mark.skipif(not DATA, reason="FACES_TEST_DATA is not set")
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("real")
-    run_real(output, DATA, "1.2", "1.3")
+    run_stages(output, "1.2", "1.3", dataset="celeba", data=DATA)
     return output
 
 
-def run_real(output, data, *stages, **settings):
-    pairs = [f"{name}={value}" for name, value in {"data": data, "output": output, **settings}.items()]
-    subprocess.run([sys.executable, str(ROOT / "notebooks/run.py"), *stages, "--dataset", "celeba", "--set", *pairs], check=True)
-
-
-def test_selection_finds_the_persons_of_the_seed_filter(real):
-    train, val, selected = (pd.read_csv(real / f"csv/celeba/{name}.csv") for name in ("train", "val", "selected"))
+def test_selection_finds_the_identities_of_the_original_criteria(real):
+    names = ("train", "val", "selected")
+    train, val, selected = (pd.read_csv(real / f"csv/celeba/{name}.csv") for name in names)
     assert train["label"].nunique() == 77
     assert (len(train), len(val)) == (1232, 308)
     test = selected.query("landmark_split == 'test'")
     assert len(test) == 260
-    assert not set(test["identity"]) & set(selected.query("landmark_split == 'train'")["identity"])
+    trained = selected.query("landmark_split == 'train'")
+    assert not set(test["identity"]) & set(trained["identity"])
 
 
 def test_every_photograph_is_cropped(real):
@@ -43,26 +38,30 @@ def test_every_photograph_is_cropped(real):
     assert len(rejected) < 10
 
 
-def test_faces_that_are_covered_judge_and_never_train(tmp_path):
-    """Thirty photographs of CelebAMask-HQ, ten of them covered, and eight photographs from the web."""
+def test_occluded_faces_are_tested_and_never_trained_on(tmp_path):
+    """Thirty photographs of CelebAMask-HQ, ten of them occluded, and eight from the web."""
     source, folder = Path(DATA) / "CelebAMask-HQ", tmp_path / "data/CelebAMask-HQ"
+    images, masks = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
     listed = json.loads((source / "occluded.json").read_text())
-    covered = list(listed)[:10]
-    others = [path.stem for path in sorted((source / "CelebA-HQ-img").glob("*.jpg")) if path.stem not in listed][:20]
-    (folder / "CelebA-HQ-img").mkdir(parents=True)
-    for image_id in covered + others:
-        (folder / "CelebA-HQ-img" / f"{image_id}.jpg").symlink_to(source / "CelebA-HQ-img" / f"{image_id}.jpg")
-        for mask in source.glob(f"CelebAMask-HQ-mask-anno/*/{int(image_id):05d}_*.png"):
-            (folder / "CelebAMask-HQ-mask-anno" / mask.parent.name).mkdir(parents=True, exist_ok=True)
-            (folder / "CelebAMask-HQ-mask-anno" / mask.parent.name / mask.name).symlink_to(mask)
+    others = [path.stem for path in sorted((source / images).glob("*.jpg"))]
+    chosen = [*list(listed)[:10], *[name for name in others if name not in listed][:20]]
+    (folder / images).mkdir(parents=True)
+    for image_id in chosen:
+        name = f"{image_id}.jpg"
+        (folder / images / name).symlink_to(source / images / name)
+        for mask in source.glob(f"{masks}/*/{int(image_id):05d}_*.png"):
+            (folder / masks / mask.parent.name).mkdir(parents=True, exist_ok=True)
+            (folder / masks / mask.parent.name / mask.name).symlink_to(mask)
     (folder / "occluded.json").write_text((source / "occluded.json").read_text())
     (tmp_path / "own").mkdir()
     for path in sorted((Path(DATA) / "covered_faces").iterdir())[:8]:
         (tmp_path / "own" / path.name).symlink_to(path)
-    settings = {name: value for name, value in known(("3.1", "3.4")).items() if name not in ("masked_faces", "persons")}
-    run_real(tmp_path, tmp_path / "data", "3.1", "3.4", **settings, own_photographs=tmp_path / "own", val_count=5, test_count=8)
+    settings = small("3.1", "3.4") | {"own_photographs": tmp_path / "own"}
+    settings |= {"data": tmp_path / "data", "val_count": 5, "test_count": 8}
+    run_stages(tmp_path, "3.1", "3.4", dataset="celeba", **settings)
     scores = pd.read_csv(tmp_path / "csv/celeba/occlusion_scores.csv")
-    assert set(scores["photographs"]) == {"clean", "covered", "drawn over", "microphone"}
-    assert (scores.query("photographs == 'covered'")["count"] == 10).all()
+    sets = {"clean", "occluded", "drawn occluders", "microphone"}
+    assert set(scores["test_set"]) == sets
+    assert (scores.query("test_set == 'occluded'")["count"] == 10).all()
     assert (scores[["dice", "iou"]].stack() <= 1).all()
     assert len(list((tmp_path / "runs/celeba/face_masks").glob("*.png"))) == 8

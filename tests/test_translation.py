@@ -1,4 +1,4 @@
-"""4.1 and 4.2: one step agrees with the plain recipe, the pool is kept, any two folders serve, scores are what they say."""
+"""4.1 and 4.2: a step agrees with the plain recipe, runs resume, scores say what they say."""
 
 from types import SimpleNamespace
 
@@ -6,94 +6,172 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from accelerate import Accelerator
-from conftest import copy_series, known, run_stages
-from cyclegan_step import copy_of, plain_step
+from accelerate import Accelerator, DataLoaderConfiguration
+from conftest import copy_series, run_stages, small
+from cyclegan_step import copy_of, new_run, plain_step
 from PIL import Image
+from scipy.linalg import sqrtm
 
 import helpers
-
-cyclegan = helpers.shared_definitions("4.1_cyclegan")
+from faces import crops, cyclegan, portraits
 
 
 def test_a_step_agrees_with_the_plain_recipe():
-    """Ours takes the two jobs of a generator in one batch; losses of ten steps agree with one pass for each."""
+    """Ours takes the two tasks of a generator in one batch; ten steps have the same losses."""
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
-    run = cyclegan.new_run(accelerator, 32, 8, 2, "transposed", 10, pool_size=0)
-    translators, critics = copy_of(run.translators), copy_of(run.critics)
-    plain = [torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999)) for network in (translators, critics)]
+    run = new_run(accelerator, 32, 8, 2, "transposed", 20)
+    networks = copy_of(run.translators), copy_of(run.discriminators)
+    adam = dict(lr=2e-4, betas=(0.5, 0.999))
+    plain = [torch.optim.Adam(network.parameters(), **adam) for network in networks]
     assert accelerator.mixed_precision == "no"
     for step in range(10):
-        a, b = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(step)) * 2 - 1
+        generator = torch.Generator().manual_seed(step)
+        a, b = torch.rand(2, 1, 3, 32, 32, generator=generator) * 2 - 1
         ours = cyclegan.train_step(run, a, b, 10.0, 0.5)
-        loss, critic_loss = plain_step(translators, critics, plain, a, b)
-        assert sum(float(ours[name]) for name in ("fooling", "cycle", "identity")) == pytest.approx(loss, rel=1e-3)
-        assert float(ours["critics"]) == pytest.approx(critic_loss, rel=2e-3)
+        loss, discriminator_loss = plain_step(*networks, plain, a, b)
+        total = sum(float(ours[name]) for name in ("adversarial", "cycle", "identity"))
+        assert total == pytest.approx(loss, rel=1e-3)
+        assert float(ours["discriminator"]) == pytest.approx(discriminator_loss, rel=2e-3)
 
 
-def test_critics_see_each_picture_in_another_view_and_gradients_come_back():
+def test_the_learning_rate_is_constant_then_falls_to_zero():
+    run = new_run(Accelerator(cpu=True), 32, 4, 1, "resize", 8)
+    a, rates = torch.zeros(1, 3, 32, 32), []
+    for _ in range(8):
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in run.optimizers])
+        cyclegan.train_step(run, a, a)
+    expected = np.array([1, 1, 1, 1, 1, 0.75, 0.5, 0.25]) * 2e-4
+    np.testing.assert_allclose(rates, np.stack([expected, expected], 1))
+
+
+def test_items_are_unpaired_and_an_epoch_is_as_long_as_the_larger_set():
+    a, b = (np.arange(n, dtype=np.uint8)[:, None, None, None] for n in (3, 7))
     torch.manual_seed(0)
-    critics = cyclegan.Critics(4, cyclegan.critic_views(32))
-    picture = (torch.rand(1, 3, 32, 32) * 2 - 1).requires_grad_()
-    first, second = (critics(picture, picture)[0] for _ in range(2))
+    pairs = cyclegan.UnpairedImages(a, b)
+    items = [[int(image) for image in pairs[index]] for index in range(len(pairs))]
+    assert [first for first, _ in items] == [0, 1, 2, 0, 1, 2, 0]
+    assert {int(pairs[0][1]) for _ in range(100)} == set(range(7)), "any image of B"
+    assert len(cyclegan.unpaired_loader(a, b, 2)) == 3
+    assert len(cyclegan.unpaired_loader(a, b, 100)) == 1, "a small set still has a batch"
+    assert len(cyclegan.unpaired_loader(a, b, 2, steps=9)) == 9
+    with pytest.raises(ValueError, match="2 processes share each batch: set BATCH_SIZE to 2"):
+        cyclegan.unpaired_loader(a, b, 1, processes=2)
+
+
+def test_augmentation_of_discriminators_is_random_and_passes_gradients():
+    torch.manual_seed(0)
+    view = cyclegan.discriminator_augmentation(32)
+    discriminators = cyclegan.Discriminators(4, view)
+    image = (torch.rand(1, 3, 32, 32) * 2 - 1).requires_grad_()
+    first, second = (discriminators(image, image)[0] for _ in range(2))
     assert not torch.equal(first, second)
     first.sum().backward()
-    assert (picture.grad != 0).float().mean() > 0.5
-    plain = cyclegan.Critics(4)
-    assert torch.equal(*(plain(picture, picture)[0] for _ in range(2)))
-    seen = cyclegan.critic_views(32)(torch.rand(3, 32, 32))
-    assert seen.shape == (3, 32, 32) and seen.min() >= 0 and seen.max() <= 1
+    assert (image.grad != 0).float().mean() > 0.5
+    plain = cyclegan.Discriminators(4)
+    assert torch.equal(*(plain(image, image)[0] for _ in range(2)))
+    augmented = view(torch.rand(3, 32, 32))
+    assert augmented.shape == (3, 32, 32) and augmented.min() >= 0 and augmented.max() <= 1
 
 
-def test_pool_keeps_old_pictures_and_is_part_of_the_state():
+def test_pool_keeps_earlier_images_and_is_part_of_the_state():
+    def through(pool, numbers):
+        batches = (torch.full((1, 3, 1, 1), float(number)) for number in numbers)
+        return [pool(batch)[0, 0, 0, 0].item() for batch in batches]
+
     torch.manual_seed(0)
-    pool = cyclegan.Pool(3, 1)
-    out = [pool(torch.full((1, 3, 1, 1), float(number)))[0, 0, 0, 0].item() for number in range(40)]
+    pool, other = cyclegan.ImagePool(3, 1), cyclegan.ImagePool(3, 1)
+    out = through(pool, range(40))
     assert out[:3] == [0, 1, 2]
     assert any(value < number for number, value in enumerate(out)), "some come from earlier"
-    other = cyclegan.Pool(3, 1)
     other.load_state_dict(pool.state_dict())
     torch.manual_seed(5)
-    first = [pool(torch.full((1, 3, 1, 1), 100.0 + n))[0, 0, 0, 0].item() for n in range(9)]
+    first = through(pool, range(100, 109))
     torch.manual_seed(5)
-    assert first == [other(torch.full((1, 3, 1, 1), 100.0 + n))[0, 0, 0, 0].item() for n in range(9)]
+    assert first == through(other, range(100, 109))
 
 
-def test_the_epoch_with_the_lowest_kid_goes_on(tmp_path):
-    accelerator = Accelerator(cpu=True)
+def small_run(tmp_path, kids):
+    """A run of four epochs whose evaluator gives `kids` in turn; what it was shown."""
+    split = DataLoaderConfiguration(split_batches=True)
+    accelerator = Accelerator(cpu=True, dataloader_config=split)
     accelerator.init_trackers("test")
-    torch.manual_seed(0)
-    run = cyclegan.new_run(accelerator, 32, 4, 1, "resize", 8)
     rng = np.random.default_rng(0)
-    stores = {f"{part}{domain}": rng.integers(0, 255, (2, 36, 36, 3), dtype=np.uint8) for part in ("train", "test") for domain in "AB"}
-    settings = dict(epochs=4, batch_size=1, rate=2e-4, seed=0, cycle_weight=10.0, identity_weight=0.5)
-    checkpoint = helpers.Checkpoint(accelerator, tmp_path / "checkpoint", settings, run.kept)
-    seen, kid = [], iter([3.0, 1.0, 2.0, 1.5])
+    sets = rng.integers(0, 255, (2, 3, 36, 36, 3), dtype=np.uint8)
+    loader = cyclegan.unpaired_loader(*sets, 1)
+    torch.manual_seed(0)
+    view = cyclegan.discriminator_augmentation(32)
+    networks = cyclegan.Translators(4, 1), cyclegan.Discriminators(4, view)
+    run = cyclegan.Run(accelerator, networks, 32, 4 * len(loader), pool_size=4)
+    checkpoint = helpers.Checkpoint(accelerator, tmp_path / "checkpoint", {}, run.kept)
+    shown, kid = [], iter(kids)
 
-    def judge(network):
-        seen.append({name: value.clone() for name, value in network.state_dict().items()})
-        return dict.fromkeys(("kid_to_a", "kid_to_b"), next(kid))
+    def evaluate(network):
+        shown.append({name: value.clone() for name, value in network.state_dict().items()})
+        return {"kid": next(kid)}
 
-    cyclegan.train(run, cyclegan.Domains(stores, 32, accelerator.device), checkpoint, settings, tmp_path, judge)
-    first = next(name for name in seen[1] if name.endswith("weight"))
-    assert torch.equal(run.best.state_dict()[first], seen[1][first])
-    assert not torch.equal(run.best.state_dict()[first], seen[3][first])
-    torch.manual_seed(1)
-    again = cyclegan.new_run(accelerator, 32, 4, 1, "resize", 8)
-    helpers.Checkpoint(accelerator, tmp_path / "checkpoint", settings, again.kept).resume()
-    assert torch.equal(again.best.state_dict()[first], seen[1][first]), "it is part of the state"
+    sheet = np.zeros((8, 8, 3), np.uint8)
+    evaluator = SimpleNamespace(kid=evaluate, sheet=lambda network: sheet)
+    arguments = run, accelerator.prepare(loader), checkpoint, evaluator, tmp_path
+    return run, shown, lambda: cyclegan.train(*arguments, 4, noise=0.05)
+
+
+def test_the_epoch_with_the_lowest_kid_is_kept(tmp_path):
+    run, shown, train = small_run(tmp_path, [3.0, 1.0, 2.0, 1.5])
+    history = train()
+    assert history["kid"].tolist() == [3.0, 1.0, 2.0, 1.5]
+    name = next(name for name in shown[1] if name.endswith("weight"))
+    assert torch.equal(run.best.state_dict()[name], shown[1][name])
+    assert not torch.equal(run.best.state_dict()[name], shown[3][name])
+    again, _, resume = small_run(tmp_path, [])
+    pd.testing.assert_frame_equal(resume(), history)
+    assert torch.equal(again.best.state_dict()[name], shown[1][name]), "part of the state"
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(tmp_path):
+    run, _, train = small_run(tmp_path / "whole", [4.0, 3.0, 2.0, 1.0])
+    history = train()
+
+    def stop(after):
+        yield from (4.0, 3.0)[:after]
+        raise KeyboardInterrupt
+
+    _, _, broken = small_run(tmp_path / "stopped", stop(2))
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+        broken()
+    resumed, _, resume = small_run(tmp_path / "stopped", [2.0, 1.0])
+    torch.manual_seed(123)  # the state that is loaded has random numbers of its own
+    again = resume()
+    columns = [name for name in history if name != "seconds"]
+    pd.testing.assert_frame_equal(again[columns], history[columns], rtol=1e-5)
+    for name, value in run.kept.state_dict().items():
+        assert torch.allclose(value, resumed.kept.state_dict()[name], atol=1e-5), name
+
+
+def test_translators_are_saved_and_loaded_as_a_folder(tmp_path):
+    model = cyclegan.Translators(4, 1, "transposed").eval()
+    helpers.save_model(model, tmp_path / "model")
+    loaded = helpers.load_model(cyclegan.Translators.from_pretrained, tmp_path / "model", "4.1")
+    assert loaded.settings == {"channels": 4, "blocks": 1, "upsampling": "transposed"}
+    image = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(model.to_b(image), loaded.to_b(image))
 
 
 def test_statistics_are_taken_in_float32(monkeypatch):
     seen, plain = [], torch.nn.InstanceNorm2d.forward
-    monkeypatch.setattr(torch.nn.InstanceNorm2d, "forward", lambda self, images: seen.append(images.dtype) or plain(self, images))
+
+    def forward(self, images):
+        seen.append(images.dtype)
+        return plain(self, images)
+
+    monkeypatch.setattr(torch.nn.InstanceNorm2d, "forward", forward)
     with torch.autocast("cpu", torch.bfloat16):
         cyclegan.Generator(8, 2, "resize")(torch.zeros(1, 3, 32, 32))
     assert set(seen) == {torch.float32}
 
 
-def test_flat_pictures_give_finite_gradients_in_half_precision():
+def test_flat_images_give_finite_gradients_in_half_precision():
     generator = cyclegan.Generator(8, 2, "resize")
     with torch.autocast("cpu", torch.bfloat16):
         out = generator(torch.full((1, 3, 32, 32), -1.0))
@@ -103,82 +181,114 @@ def test_flat_pictures_give_finite_gradients_in_half_precision():
 
 def test_distances_know_the_same_from_the_other():
     rng = np.random.default_rng(0)
-    one, same, other = (torch.tensor(rng.normal(shift, 1, (60, 16)), dtype=torch.float32) for shift in (0, 0, 1.5))
-    kid_same, spread, fid_same = cyclegan.distances(one, same)
+    one, same, other = (
+        torch.tensor(rng.normal(shift, 1, (60, 16)), dtype=torch.float32)
+        for shift in (0, 0, 1.5)
+    )
+    state = torch.get_rng_state()
+    kid_same, std, fid_same = cyclegan.distances(one, same)
     kid_other, _, fid_other = cyclegan.distances(one, other)
-    assert abs(kid_same) < 3 * spread
+    assert torch.equal(state, torch.get_rng_state()), "the training's random numbers go on"
+    assert abs(kid_same) < 3 * std
     assert kid_other > 10 * abs(kid_same)
     assert fid_other > 3 * fid_same
-    mean, cov = (one.mean(0) - other.mean(0)).square().sum(), [np.cov(x.numpy().T) for x in (one, other)]
-    from scipy.linalg import sqrtm
-
-    assert fid_other == pytest.approx(float(mean) + np.trace(cov[0] + cov[1] - 2 * sqrtm(cov[0] @ cov[1]).real), rel=1e-3)
+    mean = float((one.mean(0) - other.mean(0)).square().sum())
+    first, second = (np.cov(x.numpy().T) for x in (one, other))
+    expected = mean + np.trace(first + second - 2 * sqrtm(first @ second).real)
+    assert fid_other == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("stage", ["cyclegan", "portrait"])
-def test_scores_hold_both_ways_and_both_marks(series, stage):
+def test_scores_hold_both_directions_and_both_references(series, stage):
     table = pd.read_csv(series / f"csv/sample/{stage}_scores.csv")
-    for way in ("A->B", "B->A"):
-        rows = table[table["direction"] == way].set_index("pictures")
+    for direction in ("A->B", "B->A"):
+        rows = table[table["direction"] == direction].set_index("images")
         assert {"translated", "untranslated", "real"} <= set(rows.index)
-        assert np.isfinite(rows[["kid", "kid_spread", "fid"]]).all(axis=None)
+        assert np.isfinite(rows[["kid", "kid_std", "fid"]]).all(axis=None)
         assert rows.loc["translated", "cycle_l1"] > 0
     if stage == "portrait":
-        assert {"short run, all faces", "short run, filtered"} <= set(table["pictures"])
+        assert {"short run, all faces", "short run, filtered"} <= set(table["images"])
 
 
 def test_portraits_are_made_and_only_the_face_is_changed(series):
     made = sorted((series / "runs/sample/portraits").glob("*.png"))
     assert made
-    before = helpers.read_photograph(next((series / "data/sample/selfie2portrait/testA").glob(f"{made[0].stem}.*")))
+    folder = series / "data/sample/selfie2portrait/testA"
+    before = helpers.read_photograph(next(folder.glob(f"{made[0].stem}.*")))
     after = helpers.read_photograph(made[0])
     assert before.shape == after.shape
     change = np.abs(before.astype(int) - after).mean(2)
     height, width = change.shape
     assert change[height // 4 : -height // 4, width // 4 : -width // 4].mean() > 5
-    assert np.concatenate([change[[0, -1]].ravel(), change[:, [0, -1]].ravel()]).mean() < 1, "it fades out before the photograph ends"
+    border = [change[[0, -1]].ravel(), change[:, [0, -1]].ravel()]
+    assert np.concatenate(border).mean() < 1, "it fades out before the photograph ends"
 
 
-def pictures(folder, count, seed, size=(80, 60)):
+def test_the_portrait_model_translates_as_the_notebook_did(series):
+    """The folder that 4.2 leaves is all that is needed: size, crop and network are in it."""
+    folder = series / "runs/sample/portrait"
+    model = helpers.load_model(portraits.PortraitModel.from_pretrained, folder, "4.2")
+    translators = helpers.load_model(
+        cyclegan.Translators.from_pretrained,
+        series / "runs/sample/portrait_training/translators",
+        "4.2",
+    )
+    images = torch.rand(1, 3, model.size, model.size)
+    with torch.inference_mode():
+        expected = (translators.to_b(images * 2 - 1) + 1) / 2
+        torch.testing.assert_close(model(images), expected)
+
+
+def write_images(folder, count, seed, size=(80, 60)):
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for index in range(count):
-        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+        image = Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8))
+        image.save(folder / f"{index}.png")
     return folder
 
 
-def test_any_two_folders_serve_and_broken_pictures_are_set_aside(series, tmp_path):
-    """Different sizes, no train and test folders, one truncated picture: it is named, the rest is translated."""
-    one, two = pictures(tmp_path / "one", 6, 0), pictures(tmp_path / "two", 5, 1, (50, 90))
+def test_any_two_folders_serve_and_broken_images_are_rejected(series, tmp_path):
+    """Different sizes, no split, one truncated image: it is named, the rest is translated."""
+    one = write_images(tmp_path / "one", 6, 0)
+    two = write_images(tmp_path / "two", 5, 1, (50, 90))
     (one / "3.png").write_bytes((one / "3.png").read_bytes()[:900])
-    settings = known(("4.1",)) | {"epochs": 1, "folder_a": one, "folder_b": two}
+    settings = small("4.1") | {"epochs": 1, "folder_a": one, "folder_b": two}
     copy_series(series, tmp_path / "out")
     run_stages(tmp_path / "out", "4.1", **settings)
-    rejected = pd.read_csv(tmp_path / "out/csv/sample/rejected.csv").query("image_id == 'one/3.png'")
+    rejected = pd.read_csv(tmp_path / "out/csv/sample/rejected.csv")
+    rejected = rejected.query("image_id == 'one/3.png'")
     assert len(rejected) == 1
     assert "decoded" in rejected["reason"].iloc[0]
-    assert (tmp_path / "out/runs/sample/cyclegan_one2two/translators.pt").exists()
+    model = tmp_path / "out/runs/sample/cyclegan_one2two/translators"
+    assert (model / "model.safetensors").exists()
 
 
 def test_folders_that_cannot_serve_are_refused(tmp_path):
-    one = pictures(tmp_path / "one", 5, 0)
-    few = pictures(tmp_path / "few", 2, 0)
+    one = write_images(tmp_path / "one", 5, 0)
+    few = write_images(tmp_path / "few", 2, 0)
     (tmp_path / "empty").mkdir()
     for a, b, message in (
         (one, one, "same folder"),
-        (one, tmp_path / "empty", "no picture in .*empty"),
-        (one, tmp_path / "nowhere", "no folder .*nowhere"),
-        (one, few, "few holds 2 pictures"),
-        (one, None, "belong together"),
+        (one, tmp_path / "empty", r"no image in .*empty"),
+        (one, tmp_path / "nowhere", r"no folder .*nowhere"),
+        (one, few, "few: at least 4 images are needed, it has 2"),
+        (one, "", "belong together"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            cyclegan.two_domains(tmp_path, a, b)
+            cyclegan.image_sets(tmp_path, a, b)
 
 
-def test_pasting_back_leaves_the_rest(tmp_path):
+def test_a_file_that_holds_no_mobilenet_is_named(tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match=r"foreign\.pth is not a file of torchvision's mob"):
+        cyclegan.mobilenet_features(tmp_path / "foreign.pth")
+
+
+def test_pasting_back_leaves_the_rest():
     photograph = np.full((100, 120, 3), 50, np.uint8)
-    matrix = helpers.square_matrix(np.array([40.0, 30, 40, 40]), 64)
-    pasted = helpers.paste_back(photograph, np.full((64, 64, 3), 200, np.uint8), matrix)
+    matrix = crops.square_matrix(np.array([40.0, 30, 40, 40]), 64)
+    pasted = portraits.paste_back(photograph, np.full((64, 64, 3), 200, np.uint8), matrix)
     assert (pasted[50, 60] == 200).all()
     outside = np.ones((100, 120), bool)
     outside[29:72, 39:82] = False
@@ -186,7 +296,10 @@ def test_pasting_back_leaves_the_rest(tmp_path):
     assert 50 < pasted[50, 42, 0] < 200, "a soft edge"
 
 
-def test_shared_definitions_are_those_of_the_notebook():
-    assert isinstance(cyclegan, SimpleNamespace)
-    assert "class Generator" in cyclegan.source
-    assert not hasattr(cyclegan, "epochs"), "parameters are the later notebook's own"
+def test_a_face_in_the_middle_gives_the_middle_square():
+    photograph = np.zeros((100, 140, 3), np.uint8)
+    points = portraits.middle_points(photograph, 1.25)
+    matrix = portraits.portrait_matrix(points, 64, 1.25)[0]
+    corners = np.array([[-0.5, -0.5], [63.5, 63.5]])
+    back = crops.apply_affine(crops.invert_affine(matrix), corners)
+    np.testing.assert_allclose(back, [[19.5, -0.5], [119.5, 99.5]], atol=1e-6)
