@@ -1,7 +1,8 @@
-"""Cropping, alignment, the photograph store and mask merging against plain loops and against bare decoding and encoding.
+"""Cropping, alignment, the image cache and mask merging, against plain loops and a limit.
 
-The plain loops are what a student writes: cv2.imread, one crop after the other, on one core. All write to memory where the system
-has a folder for that: a disk can take longer over a new file than the whole work on a photograph.
+The plain loops are what a student writes: cv2.imread, one crop after the other, on one core.
+The limit is decoding and encoding alone. All write to memory where the system has a folder for
+that: a disk can take longer to create a file than the whole work on a photograph takes.
 """
 
 from __future__ import annotations
@@ -16,30 +17,35 @@ import numpy as np
 import pandas as pd
 from measure import interleaved, line
 
-from helpers import fit_similarity, in_threads, photograph_store, square_matrix, TEMPLATE_112, write_jpeg
+import helpers
+from faces import alignment, crops
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def annotations(celeba: Path, count: int) -> tuple[list[Path], np.ndarray, np.ndarray]:
     """Files, boxes (N, 4) and landmarks (N, 5, 2) of the first photographs that are there."""
-    tables = []
+    images, tables = celeba / "img_celeba", []
     for name in ("list_bbox_celeba", "list_landmarks_celeba"):
-        tables.append(pd.read_csv(celeba / "Anno" / f"{name}.txt", sep=r"\s+", header=None, skiprows=2, index_col=0))
-    names = [name for name in tables[0].index if (celeba / "img_celeba" / name).exists()][:count]
+        path = celeba / "Anno" / f"{name}.txt"
+        tables.append(pd.read_csv(path, sep=r"\s+", header=None, skiprows=2, index_col=0))
+    names = [name for name in tables[0].index if (images / name).exists()][:count]
     boxes, points = (table.loc[names].to_numpy(float) for table in tables)
     good = (boxes[:, 2:] > 16).all(1)
-    return (
-        [celeba / "img_celeba" / name for name, keep in zip(names, good, strict=True) if keep],
-        boxes[good],
-        points[good].reshape(-1, 5, 2),
-    )
+    files = [images / name for name, is_good in zip(names, good, strict=True) if is_good]
+    return files, boxes[good], points[good].reshape(-1, 5, 2)
 
 
-def crop_and_keep(files: list[Path], matrices: np.ndarray, size: int, folder: Path) -> None:
-    """As 1.3 and 1.5 do it: one store, then one JPEG each."""
-    store, _ = photograph_store(files[0].parent, [file.name for file in files], matrices, size, folder / "store.npy")
-    in_threads(write_jpeg, store, [folder / file.name for file in files])
+def cached(files: list[Path], matrices: np.ndarray, size: int, folder: Path) -> np.ndarray:
+    """The image cache of these files."""
+    names, cache = [file.name for file in files], folder / "crops.npy"
+    return crops.cached_crops(files[0].parent, names, matrices, size, cache)[0]
+
+
+def crop_and_save(files: list[Path], matrices: np.ndarray, size: int, folder: Path) -> None:
+    """As 1.3 and 1.5 do it: one image cache, then one JPEG each."""
+    faces = cached(files, matrices, size, folder)
+    helpers.in_threads(helpers.write_jpeg, faces, [folder / file.name for file in files])
 
 
 def plain_crops(files: list[Path], boxes: np.ndarray, folder: Path) -> None:
@@ -47,37 +53,43 @@ def plain_crops(files: list[Path], boxes: np.ndarray, folder: Path) -> None:
         image = cv2.imread(str(file))
         side = int(0.8 * max(width, height))
         left, top = max(0, x + (width - side) // 2), max(0, y + (height - side) // 2)
-        cv2.imwrite(str(folder / file.name), cv2.resize(image[top : top + side, left : left + side], (256, 256)))
+        crop = cv2.resize(image[top : top + side, left : left + side], (256, 256))
+        cv2.imwrite(str(folder / file.name), crop)
 
 
 def plain_alignment(files: list[Path], points: np.ndarray, folder: Path) -> None:
+    template = alignment.TEMPLATE
     for file, landmarks in zip(files, points, strict=True):
-        matrix, _ = cv2.estimateAffinePartial2D(landmarks, TEMPLATE_112, method=cv2.RANSAC)
-        cv2.imwrite(str(folder / file.name), cv2.warpAffine(cv2.imread(str(file)), matrix, (112, 112)))
+        matrix, _ = cv2.estimateAffinePartial2D(landmarks, template, method=cv2.RANSAC)
+        face = cv2.warpAffine(cv2.imread(str(file)), matrix, (112, 112))
+        cv2.imwrite(str(folder / file.name), face)
 
 
 def decode_and_encode(files: list[Path], size: int) -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (size // 8, size // 8, 3), dtype=np.uint8)
-    picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC)  # as smooth as a face
+    small = np.random.default_rng(0).integers(0, 255, (size // 8, size // 8, 3), dtype=np.uint8)
+    smooth = cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC)  # like a face
 
     def both(file):
         cv2.imread(str(file))
-        cv2.imencode(".jpg", picture)
+        cv2.imencode(".jpg", smooth)
 
-    in_threads(both, files)
+    helpers.in_threads(both, files)
 
 
-def epochs_of(files: list[Path], matrices: np.ndarray, folder: Path, epochs: int = 5) -> None:
-    store, _ = photograph_store(files[0].parent, [file.name for file in files], matrices, 128, folder / "store.npy")
+def cached_epochs(
+    files: list[Path], matrices: np.ndarray, folder: Path, epochs: int = 5
+) -> None:
+    faces = cached(files, matrices, 128, folder)
     for _ in range(epochs):
         for batch in np.array_split(np.arange(len(files)), max(1, len(files) // 32)):
-            np.ascontiguousarray(store[batch])
+            np.ascontiguousarray(faces[batch])
 
 
 def plain_epochs(files: list[Path], boxes: np.ndarray, epochs: int = 5) -> None:
     for _ in range(epochs):
         for file, (x, y, width, height) in zip(files, boxes.astype(int), strict=True):
-            cv2.resize(cv2.imread(str(file))[max(0, y) : y + height, max(0, x) : x + width], (128, 128))
+            face = cv2.imread(str(file))[max(0, y) : y + height, max(0, x) : x + width]
+            cv2.resize(face, (128, 128))
 
 
 def rows(data: Path, count: int, rounds: int) -> list[dict]:
@@ -85,32 +97,39 @@ def rows(data: Path, count: int, rounds: int) -> list[dict]:
     cv2.setNumThreads(1)
     files, boxes, points = annotations(data / "celeba", count)
     what, table = f"{len(files)} photographs", []
-    crops = square_matrix(boxes, 256, 0.8)
     with tempfile.TemporaryDirectory(dir=MEMORY) as temporary:
         folder = Path(temporary) / "written"
 
-        def clear() -> None:  # a store already made would not be made again, and to replace a file costs more than to write one
+        def clear() -> None:
+            """A cache that exists is not made again, and replacing a file costs more."""
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
 
+        def measure(stage: str, ours, plain, limit) -> None:
+            works = {"ours": ours, "plain": plain, "limit": limit}
+            table.append(line(stage, what, interleaved(works, rounds, clear)))
+
         clear()
-        works = {
-            "ours": lambda: crop_and_keep(files, crops, 256, folder),
-            "plain": lambda: plain_crops(files, boxes, folder),
-            "limit": lambda: decode_and_encode(files, 256),
-        }
-        table.append(line("1.3 cropping", what, interleaved(works, rounds, clear)))
-        works = {
-            "ours": lambda: crop_and_keep(files, fit_similarity(points, TEMPLATE_112), 112, folder),
-            "plain": lambda: plain_alignment(files, points, folder),
-            "limit": lambda: decode_and_encode(files, 112),
-        }
-        table.append(line("1.5 alignment", what, interleaved(works, rounds, clear)))
-        works = {
-            "ours": lambda: epochs_of(files, square_matrix(boxes, 128), folder),
-            "plain": lambda: plain_epochs(files, boxes),
-            "limit": lambda: in_threads(cv2.imread, [str(file) for file in files]),
-        }
-        table.append(line("photographs of five epochs", what, interleaved(works, rounds, clear)))
+        squares = crops.square_matrix(boxes, 256, 0.8)
+        measure(
+            "1.3 cropping",
+            lambda: crop_and_save(files, squares, 256, folder),
+            lambda: plain_crops(files, boxes, folder),
+            lambda: decode_and_encode(files, 256),
+        )
+        fit = lambda: alignment.fit_similarity(points, alignment.TEMPLATE)  # noqa: E731
+        measure(
+            "1.5 alignment",
+            lambda: crop_and_save(files, fit(), 112, folder),
+            lambda: plain_alignment(files, points, folder),
+            lambda: decode_and_encode(files, 112),
+        )
+        small = crops.square_matrix(boxes, 128)
+        measure(
+            "photographs of five epochs",
+            lambda: cached_epochs(files, small, folder),
+            lambda: plain_epochs(files, boxes),
+            lambda: helpers.in_threads(cv2.imread, [str(file) for file in files]),
+        )
     table.append(mask_merging.row(data / "CelebAMask-HQ", count, rounds))
     return table

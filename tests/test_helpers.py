@@ -160,17 +160,18 @@ def test_a_manifest_is_sorted_and_comes_back(folders):
 
 
 DAMAGES = {
-    "label": lambda frame: frame.drop(columns="label"),
-    "image_id": lambda frame: frame.rename(columns={"image_id": "file"}),
-    "duplicate": lambda frame: pd.concat([frame, frame]),
-    "seven": lambda frame: frame.assign(label="seven"),
-    "label: ": lambda frame: frame.assign(label=[-1, 0]),
+    "no label": (lambda frame: frame.drop(columns="label"), "label"),
+    "other name": (lambda frame: frame.rename(columns={"image_id": "file"}), "image_id"),
+    "twice": (lambda frame: pd.concat([frame, frame]), "image_id"),
+    "text": (lambda frame: frame.assign(label="seven"), "label"),
+    "negative": (lambda frame: frame.assign(label=[-1, 0]), "column label"),
 }
 
 
-@pytest.mark.parametrize("message", DAMAGES)
-def test_a_broken_manifest_is_named_with_its_notebook(folders, message):
-    DAMAGES[message](val_frame()).to_csv(folders.csv / "val.csv", index=False)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_manifest_is_named_with_its_notebook(folders, damage):
+    change, message = DAMAGES[damage]
+    change(val_frame()).to_csv(folders.csv / "val.csv", index=False)
     with pytest.raises(ValueError, match=r"val\.csv") as error:
         helpers.read_manifest("val", folders)
     assert message in str(error.value)
@@ -178,7 +179,7 @@ def test_a_broken_manifest_is_named_with_its_notebook(folders, message):
 
 
 def test_a_value_that_is_not_in_the_list_is_refused(folders):
-    split = pd.DataFrame({"image_id": ["a"], "landmark_split": ["judge"], "nme": [1.0]})
+    split = pd.DataFrame({"image_id": ["a"], "landmark_split": ["other"], "nme": [1.0]})
     with pytest.raises(ValueError, match=r"landmark_report\.csv .*landmark_split"):
         helpers.write_manifest(split, "landmark_report", folders)
 
@@ -346,9 +347,9 @@ class Tiny(torch.nn.Module, PyTorchModelHubMixin):
 
 
 class Other(torch.nn.Module, PyTorchModelHubMixin):
-    def __init__(self):
+    def __init__(self, inputs: int = 4):
         super().__init__()
-        self.other_layer = torch.nn.Linear(4, 2)
+        self.other_layer = torch.nn.Linear(inputs, 2)
 
 
 def test_a_model_comes_back_from_its_folder(tmp_path):
@@ -482,8 +483,9 @@ def test_a_copy_that_reads_back_differently_does_not_replace_the_old_one(
     monkeypatch.setattr(files.shutil, "copytree", half)
     helpers.save_model(Tiny(), path)
     assert (kept / "model.safetensors").read_bytes() == before
-    message = "model could not be copied to mine/ of the second place (what was written there "
-    assert message + "reads back differently)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "model could not be copied to mine/" in printed
+    assert "(what was written there reads back differently)" in printed
     assert [file.name for file in kept.parent.iterdir()] == ["model"]
     assert (path / "model.safetensors").read_bytes() != before, "the run itself continues"
 

@@ -184,6 +184,7 @@ def test_other_identities_get_the_backbone_and_neck_only(kind, settings):
     other = recognition.for_people(network, [1, 2, 3], centres)
     assert isinstance(other, kind)
     assert other.identities == [1, 2, 3]
+    assert other.settings == network.settings
     before, after = (
         recognition.embed_crops(network, faces),
         recognition.embed_crops(other, faces),

@@ -64,6 +64,7 @@ class ArcFaceRecogniser(recognition.Recogniser):
     ) -> None:
         super().__init__(identities, attributes, face_size, alignment, crop_fraction)
         self.head = ArcFaceHead(512, len(identities), scale)
+        self.settings["scale"] = scale
 
     def forward(self, images, labels=None, margin: float = 0.0):
         embedding = self.embed(images)

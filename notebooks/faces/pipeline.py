@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECOGNISERS', 'OPTIONAL', 'YUNET', 'YUNET_SHA256', 'STAGES', 'WEBCAM', 'Face', 'load_models', 'FacePipeline',
-           'detector_file', 'yunet', 'recogniser_matrix', 'celeba_hq_matrix', 'crop_faces', 'align', 'points_of',
+           'recogniser_matrix', 'celeba_hq_matrix', 'crop_faces', 'align', 'detector_file', 'yunet', 'points_of',
            'embed', 'recognise', 'segment', 'find_parts', 'find_mask', 'make_portrait', 'run_stage', 'timed',
-           'panels_of', 'Gallery', 'from_colab', 'download', 'photograph_from', 'matches_of', 'wide_figure',
+           'panels_of', 'Gallery', 'from_colab', 'download', 'photograph_from', 'matches_of', 'zoom_in', 'wide_figure',
            'read_folder', 'read_person', 'enroll', 'row_of', 'process_folder']
 
 # %% ../5.1_photo_to_everything.ipynb #imports
@@ -91,19 +91,27 @@ class FacePipeline:
     of YuNet, finds the faces instead of the search of 1.4.
     """
 
-    def __init__(self, runs: str | Path, recogniser="arcface", detector=None, device="cpu"):
+    def __init__(
+        self,
+        runs: str | Path,
+        recogniser: str = "arcface",
+        detector: str | Path | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
         self.models, self.detector = load_models(Path(runs), recogniser, device), detector
         self.finder = landmarks.FaceFinder(self.models.pop("landmarks"))
         weights = Path(runs, f"recognition_{recogniser}", "model.safetensors")
         self.recogniser_hash = helpers.sha256_of(weights)
-        recogniser_matrix(alignment.TEMPLATE[None], self.models["recognition"])  # may refuse
+        recogniser_matrix(alignment.TEMPLATE[None], self.models["recognition"])  # may refuse it
 
     def find(self, photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Landmarks (N, 5, 2) in pixels and confidence (N,), the largest face first."""
         starts = yunet(photograph, self.detector) if self.detector else None
         return self.finder(photograph, starts)
 
-    def __call__(self, photograph: np.ndarray, gallery=None) -> tuple[list[Face], dict]:
+    def __call__(
+        self, photograph: np.ndarray, gallery: "Gallery | None" = None
+    ) -> tuple[list[Face], dict[str, float]]:
         """The faces of a photograph (H, W, 3) uint8, and the milliseconds of each stage."""
         (points, confidence), searched = timed(self.find, photograph)
         faces, aligned = timed(align, photograph, points, confidence)
@@ -113,32 +121,6 @@ class FacePipeline:
         for face in faces if gallery else ():
             face.matches = gallery.nearest(face.embedding)
         return faces, milliseconds
-
-# %% ../5.1_photo_to_everything.ipynb #yunet
-YUNET = (
-    "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/"
-    "face_detection_yunet_2023mar.onnx"
-)
-YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
-
-
-def detector_file(choice: str | Path | None, folder: Path) -> Path | None:
-    """The file of a detector: the one given, or YuNet's, downloaded to `folder`; else None."""
-    if choice != "yunet":
-        return Path(choice) if choice else None
-    try:
-        return helpers.fetch(YUNET, folder / "yunet.onnx", 232_589, YUNET_SHA256)
-    except OSError as error:
-        print(f"YuNet cannot be downloaded ({error}); the landmark network searches instead.")
-
-
-def yunet(photograph: np.ndarray, file: str | Path) -> np.ndarray:
-    """YuNet's five points of each face, (N, 5, 2) in pixels, in the order of this series."""
-    height, width = photograph.shape[:2]
-    network = cv2.FaceDetectorYN.create(str(file), "", (width, height))
-    found = network.detect(np.ascontiguousarray(photograph[..., ::-1]))[1]
-    points = np.zeros((0, 10)) if found is None else found[:, 4:14]
-    return points.reshape(-1, 5, 2).astype(float)  # the person's right eye comes first
 
 # %% ../5.1_photo_to_everything.ipynb #recogniser-matrix
 def recogniser_matrix(points: np.ndarray, network: torch.nn.Module) -> np.ndarray:
@@ -181,6 +163,32 @@ def align(photograph: np.ndarray, points: np.ndarray, confidence: np.ndarray) ->
     aligned = crop_faces(photograph, matrices, alignment.SIZE)
     columns = points, map(float, confidence), celeba_hq_matrix(points, 256), aligned
     return [Face(*row) for row in zip(*columns, strict=True)]
+
+# %% ../5.1_photo_to_everything.ipynb #yunet
+YUNET = (
+    "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/"
+    "face_detection_yunet_2023mar.onnx"
+)
+YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+
+
+def detector_file(choice: str | Path | None, folder: Path) -> Path | None:
+    """The file of a detector: the one given, or YuNet's, downloaded to `folder`; else None."""
+    if choice != "yunet":
+        return Path(choice) if choice else None
+    try:
+        return helpers.fetch(YUNET, folder / "yunet.onnx", 232_589, YUNET_SHA256)
+    except OSError as error:
+        print(f"YuNet cannot be downloaded ({error}); the landmark network searches instead.")
+
+
+def yunet(photograph: np.ndarray, file: str | Path) -> np.ndarray:
+    """YuNet's five points of each face, (N, 5, 2) in pixels, in the order of this series."""
+    height, width = photograph.shape[:2]
+    network = cv2.FaceDetectorYN.create(str(file), "", (width, height))
+    found = network.detect(np.ascontiguousarray(photograph[..., ::-1]))[1]
+    points = np.zeros((0, 10)) if found is None else found[:, 4:14]
+    return points.reshape(-1, 5, 2).astype(float)  # the person's right eye comes first
 
 # %% ../5.1_photo_to_everything.ipynb #embed
 def points_of(faces: list[Face]) -> np.ndarray:
@@ -286,6 +294,7 @@ class Gallery:
 
     @classmethod
     def load(cls, path: str | Path) -> "Gallery":
+        """Reads what `save` has written."""
         with np.load(path) as stored:
             fields = [stored[name] for name in cls.__dataclass_fields__]
         return cls(*(field if field.ndim > 1 else field.tolist() for field in fields))
@@ -351,26 +360,36 @@ def matches_of(face: Face, gallery: Gallery) -> tuple[str, np.ndarray]:
     scores = "  ".join(f"{name} {cosine:.2f}" for name, cosine in face.matches)
     return f"{gallery.name_of(face) or 'unknown'}\n{scores}", np.concatenate(images, 1)
 
+
+def zoom_in(axis, photograph: np.ndarray, points: np.ndarray) -> None:
+    """Limits an axis to four eye distances around a face with landmarks (5, 2)."""
+    reach = 4 * np.linalg.norm(points[0] - points[1])
+    size = np.array(photograph.shape[1::-1])
+    left, top = np.maximum(points.mean(0) - reach, -0.5)
+    right, bottom = np.minimum(points.mean(0) + reach, size - 0.5)
+    axis.set(xlim=(left, right), ylim=(bottom, top))
+
 # %% ../5.1_photo_to_everything.ipynb #wide-figure
-def wide_figure(photograph: np.ndarray, faces: list[Face], gallery=None, size: float = 1.9):
+def wide_figure(photograph: np.ndarray, faces: list[Face], gallery=None, size: float = 1.7):
     """A figure with a row of six panels per face, each about `size` inches high."""
     rows, places = max(1, len(faces)), {"aligned": 1, "parts": 3, "face mask": 4, "portrait": 5}
-    shape, widths = (6.6 * size, 1.15 * size * rows), [1.3, 1, 2, 1, 1, 1.3]
+    shape, widths = (6.6 * size, 1.2 * size * rows), [1.3, 1, 2, 1, 1, 1.3]
     figure, axes = plt.subplots(rows, 6, figsize=shape, squeeze=False, width_ratios=widths)
     for axis in axes.flat:
         axis.axis("off")
     axes[0, 0].set_title("no face found")
     axes[0, 0].imshow(photograph)
     for row, face in zip(axes, faces, strict=False):
-        row[0].imshow(photograph)
-        row[0].scatter(*face.points.T, s=6, c="lime", edgecolors="black", linewidths=0.3)
-        row[0].set_title(f"landmarks, confidence {face.confidence:.2f}")
         panels = {places[title]: (title, image) for title, image in panels_of(face).items()}
+        panels[0] = f"landmarks, confidence {face.confidence:.2f}", photograph
         if gallery and face.matches:
             panels[2] = matches_of(face, gallery)
         for place, (title, image) in panels.items():
             row[place].imshow(image)
             row[place].set_title(title)
+        row[0].scatter(*face.points.T, s=6, c="lime", edgecolors="black", linewidths=0.3)
+        for axis in row[[0, 5]]:  # of a large photograph only what is around the face
+            zoom_in(axis, photograph, face.points)
     return figure
 
 # %% ../5.1_photo_to_everything.ipynb #person

@@ -175,6 +175,8 @@ class Recogniser(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.identities, self.face_size = list(identities), face_size
         self.alignment, self.crop_fraction = alignment, crop_fraction
+        self.settings = dict(attributes=attributes, face_size=face_size)
+        self.settings |= dict(alignment=alignment, crop_fraction=crop_fraction)
         self.backbone, self.neck = resnet18_backbone(), nn.BatchNorm1d(512)
         self.head = nn.Linear(512, len(identities))
         self.attribute_head = nn.Linear(512, attributes)
@@ -267,8 +269,7 @@ def class_centres(network, crops, labels, device=None, rows=None) -> torch.Tenso
 
 def for_people(network, identities: list[int], centres: torch.Tensor) -> Recogniser:
     """A recogniser of other people: the backbone and neck of `network`, new class centres."""
-    settings = network.face_size, network.alignment, network.crop_fraction
-    other = type(network)(identities, network.attribute_head.out_features, *settings)
+    other = type(network)(identities, **network.settings)
     other = other.to(next(network.parameters()).device)
     other.backbone, other.neck = network.backbone, network.neck
     other.set_centres(centres)

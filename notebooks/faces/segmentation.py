@@ -151,9 +151,9 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 
 def as_pictures(images: torch.Tensor) -> np.ndarray:
-    """Normalised images back in 0..1 for a figure, (N, S, S, 3)."""
+    """Normalised images (..., 3, S, S) as figures show them, (..., S, S, 3) in 0..1."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return (images.cpu() * std + mean).clamp(0, 1).movedim(-3, -1).numpy()
 
 
 def augment(images: torch.Tensor, labels: torch.Tensor, transform=None):
