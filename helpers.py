@@ -7,6 +7,7 @@ original photograph to points of a crop.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -386,7 +387,8 @@ def load_model(from_pretrained: Callable, source: str | Path, maker: str) -> tor
     if not (Path(source) / "config.json").exists() and (there or source.count("/") != 1):
         raise FileNotFoundError(f"{shown} is not the folder of a model. {again}")
     try:
-        return from_pretrained(source, strict=True).eval()
+        with contextlib.redirect_stdout(None):  # huggingface_hub says where it reads from
+            return from_pretrained(source, strict=True).eval()
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if there else "no folder, not on the hub"
         raise ValueError(f"{shown} cannot be loaded ({reason}). {again}") from error

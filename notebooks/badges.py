@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from run import notebooks, ROOT
+from run import HERE, ROOT
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
         sys.exit("The repository is owner/name, for instance: make badges REPO=ada/faces")
     name = sys.argv[1]
     changed = 0
-    for path in [ROOT / "README.md", *notebooks()]:
+    for path in [ROOT / "README.md", *sorted(HERE.glob("[0-9].[0-9]_*.ipynb"))]:
         text = path.read_text(encoding="utf-8")
         stamped = re.sub(
             r"(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+(/blob/)",

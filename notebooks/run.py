@@ -126,8 +126,10 @@ def code_of(source: str) -> str:
 def library_of(source: str, known: set[str]) -> list[str]:
     """The modules of faces/ that a source imports, and what they import; fills `known`."""
     found = []
-    for names in re.findall(r"^from (?:faces|\.) import \(?([\w,\s]+?)\)?$", source, re.M):
-        for name in sorted(set(re.findall(r"\w+", names)) - known):
+    imports = re.findall(r"^from (?:faces|\.) import (\([^)]*\)|.*)$", source, re.M)
+    imports += re.findall(r"^from (?:faces)?\.(\w+) import", source, re.M)
+    for names in imports:
+        for name in sorted(set(re.findall(r"\w+", names.split(" as ")[0])) - known):
             known.add(name)
             text = (HERE / "faces" / f"{name}.py").read_text(encoding="utf-8")
             found += [text, *library_of(text, known)]

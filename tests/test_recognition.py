@@ -99,7 +99,7 @@ def test_the_middle_of_the_cache_is_the_aligned_face(folders, tmp_path):
     expected = crops.warp(photograph, matrix, 112).astype(float)
     middle = recognition.as_pictures(recognition.center(torch.from_numpy(cache), 112))[0]
     assert np.abs(255 * middle - expected).mean() < 1
-    with pytest.raises(ValueError, match="ALIGNMENT=4 is not valid: choose none, 2, 3 or 5"):
+    with pytest.raises(ValueError, match="alignment is '4': choose 'none', '2', '3' or '5'"):
         recognition.face_cache(faces, "4", 112, tmp_path, folders)
 
 

@@ -40,7 +40,7 @@ from faces import (
 # %% ../5.1_photo_to_everything.ipynb #face
 @dataclass
 class Face:
-    """One face of a photograph (H, W, 3); what its model has not filled in is None."""
+    """One face of a photograph (H, W, 3); the fields of a model that is missing are None."""
 
     points: np.ndarray  # (5, 2) landmarks, in pixels of the photograph
     confidence: float  # of the landmarks, 0 to 1
@@ -343,7 +343,7 @@ def download(url: str, limit: int) -> bytes:
 def photograph_from(source: str | Path, limit: int = 20_000_000) -> np.ndarray:
     """A photograph (H, W, 3) uint8 from a path, a URL, "upload" or "webcam"."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "photograph"
+        path = Path(folder) / "downloaded_photograph"
         if source in ("upload", "webcam"):
             path.write_bytes(from_colab(source))
         elif str(source).startswith(("http://", "https://")):

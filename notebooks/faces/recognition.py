@@ -70,7 +70,7 @@ def face_attributes(faces, folders) -> torch.Tensor:
 def alignment_manifest(alignment: str) -> str:
     """The manifest with the matrices of an alignment: "none", or "2", "3" or "5" points."""
     if alignment not in ("none", "2", "3", "5"):
-        raise ValueError(f"ALIGNMENT={alignment} is not valid: choose none, 2, 3 or 5.")
+        raise ValueError(f"alignment is {alignment!r}: choose 'none', '2', '3' or '5'.")
     return "cropped_landmarks" if alignment == "none" else f"aligned_{alignment}"
 
 
