@@ -1,7 +1,8 @@
-"""Seconds and memory for 1, 4 and 16 times the rows and photographs; each size runs in a process of its own.
+"""Seconds and memory for 1, 4 and 16 times the rows and photographs.
 
 python benchmarks/growth.py          both tables, on the drawn sample
-Memory is what the process holds of its own (Linux: RssAnon); pages of the memory-mapped store belong to the file.
+Each size runs in a process of its own. Memory is what that process holds of its own (Linux:
+RssAnon); pages of the memory-mapped image cache belong to the file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import selection
 from measure import ROOT, timed
 from photographs import annotations
 
-from helpers import photograph_store, square_matrix
+from faces import crops
 
 ROWS, PHOTOGRAPHS = 12_662, 400  # at 1 x; 16 x are 202,592 rows and 6,400 photographs
 
@@ -35,7 +36,8 @@ def many_annotations(celeba: Path, target: Path, rows: int) -> Path:
     """
     (target / "Anno").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for name, header in (("identity_CelebA", 0), ("list_bbox_celeba", 2), ("list_landmarks_celeba", 2), ("list_attr_celeba", 2)):
+    headers = {"list_bbox_celeba": 2, "list_landmarks_celeba": 2, "list_attr_celeba": 2}
+    for name, header in {"identity_CelebA": 0, **headers}.items():
         path = celeba / "Anno" / f"{name}.txt"
         head = path.read_text().splitlines()[:header]
         table = pd.read_csv(path, sep=r"\s+", header=None, skiprows=header)
@@ -53,7 +55,7 @@ def many_annotations(celeba: Path, target: Path, rows: int) -> Path:
 
 @contextlib.contextmanager
 def watched():
-    """Yields a dictionary that holds `seconds` and `megabytes`, the most that were held beyond the start, afterwards."""
+    """Yields a dictionary that gets `seconds` and `megabytes` (the peak beyond the start)."""
 
     def held() -> float:
         status = Path("/proc/self/status").read_text()
@@ -77,51 +79,54 @@ def watched():
 
 
 def of_selection(celeba: Path, times: int) -> dict:
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        with watched() as answer:
-            selection.select(celeba, Path(folder))
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with tempfile.TemporaryDirectory() as folder, quiet, watched() as answer:
+        selection.select(celeba, Path(folder))
     reading = timed(lambda: selection.read_only(celeba))
     return {**answer, "count": times * ROWS, "reading": reading}
 
 
-def of_store(celeba: Path, times: int) -> dict:
+def of_cache(celeba: Path, times: int) -> dict:
     files, boxes, _ = annotations(celeba, PHOTOGRAPHS)
     with tempfile.TemporaryDirectory() as folder:
-        names = []
-        for index in range(times * len(files)):
-            names.append(f"{index:06d}.jpg")
-            os.symlink(files[index % len(files)].resolve(), Path(folder) / names[-1])
-        matrices = square_matrix(np.tile(boxes, (times, 1)), 128)
+        names = [f"{index:06d}.jpg" for index in range(times * len(files))]
+        for index, name in enumerate(names):
+            os.symlink(files[index % len(files)].resolve(), Path(folder) / name)
+        matrices = crops.square_matrix(np.tile(boxes, (times, 1)), 128)
         with watched() as answer:
-            photograph_store(folder, names, matrices, 128, Path(folder) / "store.npy")
+            crops.cached_crops(folder, names, matrices, 128, Path(folder) / "crops.npy")
         return {**answer, "count": len(names)}
+
+
+def shown(row: dict) -> str:
+    texts = {n: f"{v:,.2f}" if isinstance(v, float) else str(v) for n, v in row.items()}
+    return "  ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def rows(data: Path) -> list[dict]:
     """A row for each stage and size, and seconds for 202,599 photographs by the slope."""
     table = []
-    for stage in ("selection", "store"):
+    for stage in ("selection", "cache"):
         for times in (1, 4, 16):
             with tempfile.TemporaryDirectory() as folder:
                 celeba = data / "celeba"
                 if stage == "selection":
                     celeba = many_annotations(celeba, Path(folder) / "celeba", times * ROWS)
                 command = [sys.executable, __file__, stage, str(times), str(celeba)]
-                answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+            answer = json.loads(done.stdout.splitlines()[-1])
             table.append({"stage": stage, "times": times, **answer})
-            print(
-                "  ".join(f"{name} {value:,.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in table[-1].items()),
-                flush=True,
-            )
-    store = pd.DataFrame(table).query("stage == 'store'")
-    slope, rest = np.polyfit(store["count"], store["seconds"], 1)
-    print(f"202,599 photographs of this size would take {(slope * 202_599 + rest) / 60:.1f} minutes by the slope")
+            print(shown(table[-1]), flush=True)
+    cache = pd.DataFrame(table).query("stage == 'cache'")
+    slope, rest = np.polyfit(cache["count"], cache["seconds"], 1)
+    minutes = (slope * 202_599 + rest) / 60
+    print(f"202,599 photographs of this size would take {minutes:.1f} minutes by the slope")
     return table
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 4:
-        work = {"selection": of_selection, "store": of_store}[sys.argv[1]]
+        work = {"selection": of_selection, "cache": of_cache}[sys.argv[1]]
         print(json.dumps(work(Path(sys.argv[3]), int(sys.argv[2]))))
     else:
         rows(ROOT / "data" / "sample")

@@ -126,10 +126,11 @@ def code_of(source: str) -> str:
 def library_of(source: str, known: set[str]) -> list[str]:
     """The modules of faces/ that a source imports, and what they import; fills `known`."""
     found = []
-    imports = re.findall(r"^from (?:faces|\.) import (\([^)]*\)|.*)$", source, re.M)
-    imports += re.findall(r"^from (?:faces)?\.(\w+) import", source, re.M)
-    for names in imports:
-        for name in sorted(set(re.findall(r"\w+", names.split(" as ")[0])) - known):
+    for node in ast.walk(ast.parse(source)):
+        ours = isinstance(node, ast.ImportFrom) and (node.level or node.module == "faces")
+        inner = ours and node.level and node.module  # from .alignment import SIZE
+        names = [inner] if inner else [alias.name for alias in node.names] if ours else []
+        for name in sorted(set(names) - known):
             known.add(name)
             text = (HERE / "faces" / f"{name}.py").read_text(encoding="utf-8")
             found += [text, *library_of(text, known)]

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['at_least', 'split_folder', 'image_sets', 'middle_squares', 'UnpairedImages', 'unpaired_loader', 'to_tensor',
-           'to_images', 'augment', 'InstanceNorm', 'convolution', 'ResidualBlock', 'enlarge', 'Generator',
+           'to_images', 'augment', 'seeded', 'InstanceNorm', 'convolution', 'ResidualBlock', 'enlarge', 'Generator',
            'Discriminator', 'initialise', 'Translators', 'discriminator_augmentation', 'Discriminators', 'ImagePool',
-           'generator_losses', 'discriminator_loss', 'constant_then_linear', 'Run', 'update', 'train_step', 'seeded',
+           'generator_losses', 'discriminator_loss', 'constant_then_linear', 'Run', 'update', 'train_step',
            'train_classifier', 'mobilenet_features', 'feature_network', 'predict', 'distances', 'Evaluator', 'means',
-           'train', 'report', 'show_best_to_worst']
+           'evaluate', 'train', 'report', 'show_best_to_worst']
 
 # %% ../4.1_cyclegan.ipynb #cell-3
 import contextlib
@@ -121,6 +121,14 @@ def augment(images: torch.Tensor, size: int) -> torch.Tensor:
     crop = v2.Compose([v2.RandomCrop(size), v2.RandomHorizontalFlip()])
     crops = [crop(image) for image in images.permute(0, 3, 1, 2)]
     return torch.stack(crops).float() / 127.5 - 1
+
+
+@contextlib.contextmanager
+def seeded(seed: int):
+    """In this block random numbers begin at `seed`; after it they go on as before it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 # %% ../4.1_cyclegan.ipynb #cell-20
 class InstanceNorm(nn.InstanceNorm2d):
@@ -339,14 +347,6 @@ def train_step(run: Run, a, b, cycle_weight=10.0, identity_weight=0.5, noise=0.0
     losses["discriminator_accuracy"] = accuracy
     return {name: loss.detach() for name, loss in losses.items()}
 
-# %% ../4.1_cyclegan.ipynb #cell-48
-@contextlib.contextmanager
-def seeded(seed: int):
-    """In this block random numbers begin at `seed`; after it they go on as before it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
 # %% ../4.1_cyclegan.ipynb #cell-53
 def train_classifier(a, b, size: int, accelerator, seed: int = 0, steps: int = 150):
     """A ResNet18 that gives scores (N, 2) for A and B, trained on two sets of images."""
@@ -461,6 +461,17 @@ def means(steps: list[dict], accelerator) -> dict[str, float]:
     mean = {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
     return {name: accelerator.reduce(value, "mean").item() for name, value in mean.items()}
 
+
+def evaluate(run: Run, evaluator, folder: Path, row: dict, history: list[dict]) -> dict:
+    """The row with the average's KID; writes its sheet, and keeps it in `run.best` if lowest."""
+    network = run.average.module
+    row = row | evaluator.kid(network)
+    helpers.write_jpeg(evaluator.sheet(network), folder / f"epoch_{row['epoch']:03d}.jpg")
+    if row["kid"] < min((past.get("kid", np.inf) for past in history), default=np.inf):
+        run.best.load_state_dict(network.state_dict())
+    run.accelerator.print("  ".join(f"{name} {row[name]:.4g}" for name in row))
+    return row
+
 # %% ../4.1_cyclegan.ipynb #cell-65
 def train(run, loader, checkpoint, evaluator, folder, epochs, sheets=6, **loss_settings):
     """Trains or resumes; returns the history as a table, one row per epoch.
@@ -468,7 +479,6 @@ def train(run, loader, checkpoint, evaluator, folder, epochs, sheets=6, **loss_s
     About `sheets` epochs are evaluated; `run.best` keeps the one with the lowest KID.
     """
     history, every = checkpoint.resume(), max(1, epochs // sheets)
-    best = min((row.get("kid", np.inf) for row in history), default=np.inf)
     for epoch in range(len(history) + 1, epochs + 1):
         started, losses = time.perf_counter(), []
         for a, b in loader:
@@ -477,13 +487,7 @@ def train(run, loader, checkpoint, evaluator, folder, epochs, sheets=6, **loss_s
         row = {"epoch": epoch, **means(losses, run.accelerator)}
         row["seconds"] = time.perf_counter() - started
         if epoch in (1, epochs) or epoch % every == 0:
-            row |= evaluator.kid(run.average.module)
-            sheet = evaluator.sheet(run.average.module)
-            helpers.write_jpeg(sheet, folder / f"epoch_{epoch:03d}.jpg")
-            if row["kid"] < best:
-                best = row["kid"]
-                run.best.load_state_dict(run.average.module.state_dict())
-            run.accelerator.print("  ".join(f"{name} {row[name]:.4g}" for name in row))
+            row = evaluate(run, evaluator, folder, row, history)
         history.append(row)
         checkpoint.save(history)
     return pd.DataFrame(history)
@@ -522,4 +526,4 @@ def show_best_to_worst(evaluator: Evaluator, network: Translators, count: int = 
         rows = list(dict.fromkeys(order[:count] + median + order[-count:]))
         panels = [*images[rows], *fakes[rows]]
         title = f"{source} to {goal}: best, median, worst"
-        helpers.show_images(panels, columns=len(rows), size=1.3, title=title)
+        helpers.show_images(panels, columns=len(rows), size=1.2, title=title)

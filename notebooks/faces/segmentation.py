@@ -298,7 +298,7 @@ def train_epoch(
 def one_cycle(optimizer, steps: int) -> OneCycleLR:
     """Learning rate: a short warm-up, then half a cosine down to nearly nothing."""
     rates = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, rates, steps, pct_start=0.05, cycle_momentum=False)
+    return OneCycleLR(optimizer, rates, steps, pct_start=0.06, cycle_momentum=False)
 
 
 def prepare_training(network, loader, settings, accelerator, make_scheduler=None):
