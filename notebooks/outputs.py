@@ -1,11 +1,14 @@
-"""Copies the executed notebooks of the sample over the committed ones, with smaller figures.
+"""Copies the outputs of the executed notebooks of the sample into the committed ones.
 
 The last figure of the cell tagged "gallery" goes to notebooks/pictures/, where the README and
-the notebook's first cell show it. python notebooks/outputs.py
+the notebook's first cell show it. python notebooks/outputs.py [FOLDER with executed notebooks]
 """
 
+import ast
 import base64
 import io
+import sys
+from pathlib import Path
 
 import nbformat
 from PIL import Image
@@ -21,52 +24,64 @@ def smaller(png: str) -> str:
     return min(base64.b64encode(slim.getvalue()).decode(), png, key=len)
 
 
+def behaviour_of(cell: nbformat.NotebookNode) -> str:
+    """The code of a cell without comments, layout and docstrings."""
+    tree = ast.parse(cell.source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
 def profile_note(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The cell that papermill adds, as a line of text under the parameters."""
+    """The cell of parameters that papermill has added, as a line of text."""
     lines = [line for line in cell.source.splitlines() if line and line[0] not in "#"]
     lines = [line for line in lines if not line.startswith(("output", "data "))]
     text = "The outputs below were made with `profiles/outputs.yaml`"
     text += f": `{'`, `'.join(lines)}`." if lines else "."
-    note = nbformat.v4.new_markdown_cell(text, id="profile", metadata={"tags": ["profile"]})
-    return note
+    return nbformat.v4.new_markdown_cell(text, id="profile", metadata={"tags": ["profile"]})
 
 
-def clean(notebook: nbformat.NotebookNode) -> None:
-    """Removes times and paths, writes papermill's parameters as text, shrinks figures."""
-    cells = []
-    for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if "injected-parameters" in tags:
-            cells.append(profile_note(cell))
-        elif "profile" not in tags:
-            cell.metadata = {"tags": tags} if tags else {}
-            cells.append(cell)
-    notebook.cells = cells
-    notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info")}
-    for number, cell in enumerate((c for c in cells if c.cell_type == "code"), 1):
-        cell.execution_count = number
+def with_outputs(notebook, executed) -> nbformat.NotebookNode:
+    """The committed notebook with the outputs of the executed one, whose code must be the same.
+
+    Raises ValueError where it is not. Figures become smaller; times and paths stay behind.
+    """
+    tags = lambda cell: cell.metadata.get("tags", [])  # noqa: E731
+    given = [cell for cell in executed.cells if "injected-parameters" in tags(cell)]
+    ran = [c for c in executed.cells if c.cell_type == "code" and c not in given]
+    notebook.cells = [cell for cell in notebook.cells if "profile" not in tags(cell)]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if list(map(behaviour_of, code)) != list(map(behaviour_of, ran)):
+        raise ValueError("its code has changed since it was executed")
+    for number, (cell, done) in enumerate(zip(code, ran, strict=True), 1):
+        cell.execution_count, cell.outputs = number, done.outputs
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = number
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = smaller(output.data["image/png"])
-
-
-def figures_of(cell: nbformat.NotebookNode) -> list[str]:
-    return [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+    place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in tags(cell))
+    notebook.cells[place + 1 : place + 1] = [profile_note(cell) for cell in given]
+    return notebook
 
 
 def main() -> None:
+    default = ROOT / "runs" / "sample" / "notebooks"
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default
     (HERE / "pictures").mkdir(exist_ok=True)
     for stage in NEEDS:
         path = notebook_of(stage)
-        executed = ROOT / "runs" / "sample" / "notebooks" / path.name
-        notebook = nbformat.read(executed, as_version=4)
-        clean(notebook)
+        notebook, executed = (nbformat.read(p, 4) for p in (path, folder / path.name))
+        try:
+            notebook = with_outputs(notebook, executed)
+        except ValueError as error:
+            sys.exit(f"{path.name}: {error}: make {stage}")
         for cell in notebook.cells:
             if "gallery" in cell.metadata.get("tags", []):
-                picture = HERE / "pictures" / f"{stage}.png"
-                picture.write_bytes(base64.b64decode(figures_of(cell)[-1]))
+                figures = [o.data for o in cell.outputs if "image/png" in o.get("data", {})]
+                picture = base64.b64decode(figures[-1]["image/png"])
+                (HERE / "pictures" / f"{stage}.png").write_bytes(picture)
         nbformat.write(notebook, path)
 
 

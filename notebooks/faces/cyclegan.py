@@ -463,7 +463,7 @@ def means(steps: list[dict], accelerator) -> dict[str, float]:
 
 
 def evaluate(run: Run, evaluator, folder: Path, row: dict, history: list[dict]) -> dict:
-    """The row with the average's KID; writes its sheet, and keeps it in `run.best` if lowest."""
+    """The row with the KID of the average, which is kept as `run.best` if it is the lowest."""
     network = run.average.module
     row = row | evaluator.kid(network)
     helpers.write_jpeg(evaluator.sheet(network), folder / f"epoch_{row['epoch']:03d}.jpg")
