@@ -14,10 +14,10 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+import cropping
 import growth
 import matplotlib.pyplot as plt
 import pandas as pd
-import photographs
 import selection
 import training
 from measure import interleaved, line, machine, ROOT
@@ -33,7 +33,7 @@ def one_photograph(data: Path, runs: Path, rounds: int) -> list[dict]:
         return []
     process = pipeline.FacePipeline(runs)
     gallery = pipeline.Gallery.load(runs / "gallery.npz")
-    files, _, points = photographs.annotations(data / "celeba", 1)
+    files, _, points = cropping.annotations(data / "celeba", 1)
     image, finder = helpers.read_photograph(files[0]), process.finder
     process(image, gallery)
 
@@ -93,7 +93,7 @@ def main() -> None:
             options.data / "celeba", Path(temporary) / "celeba", 202_599
         )
         rows = [selection.row(rows_16, min(3, options.rounds))]
-        rows += photographs.rows(options.data, options.count, options.rounds)
+        rows += cropping.rows(options.data, options.count, options.rounds)
         rows += training.rows(options.data, Path(temporary), options.steps, options.precision)
     runs = ROOT / "runs" / "sample"
     rows += one_photograph(ROOT / "data" / "sample", runs, options.rounds)

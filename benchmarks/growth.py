@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import selection
+from cropping import annotations
 from measure import ROOT, timed
-from photographs import annotations
 
 from faces import crops
 

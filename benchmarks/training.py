@@ -20,8 +20,8 @@ import mask_merging
 import numpy as np
 import torch
 from accelerate import Accelerator
+from cropping import annotations
 from measure import line, timed
-from photographs import annotations
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -147,10 +147,8 @@ def keep(path: Path) -> Path:
         new.replace(copy)
         remove(old)
     except OSError as error:
-        print(
-            f"{path.name} could not be copied to {copy.parent.name}/ there ({error})"
-            "; it is safe here, copy it by hand."
-        )
+        where = f"{copy.parent.name}/ of the second place"
+        print(f"{path.name} could not be copied to {where} ({error}); it is safe here.")
         with contextlib.suppress(OSError):
             if old.exists() and not copy.exists():
                 old.rename(copy)

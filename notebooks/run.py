@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import functools
 import hashlib
 import json
@@ -124,16 +123,21 @@ def code_of(source: str) -> str:
 
 
 def library_of(source: str, known: set[str]) -> list[str]:
-    """The modules of faces/ that a source imports, and what they import; fills `known`."""
+    """The modules of notebooks/ that a source imports, and what they import; fills `known`."""
     found = []
     for node in ast.walk(ast.parse(source)):
-        ours = isinstance(node, ast.ImportFrom) and (node.level or node.module == "faces")
-        inner = ours and node.level and node.module  # from .alignment import SIZE
-        names = [inner] if inner else [alias.name for alias in node.names] if ours else []
-        for name in sorted(set(names) - known):
-            known.add(name)
-            text = (HERE / "faces" / f"{name}.py").read_text(encoding="utf-8")
-            found += [text, *library_of(text, known)]
+        names = []
+        if isinstance(node, ast.Import):  # import draw_people
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level and node.module:
+            names = [f"faces/{node.module}"]  # from .alignment import SIZE
+        elif isinstance(node, ast.ImportFrom) and (node.level or node.module == "faces"):
+            names = [f"faces/{alias.name}" for alias in node.names]
+        for path in [HERE / f"{name}.py" for name in sorted(set(names) - known)]:
+            known.add(path.relative_to(HERE).with_suffix("").as_posix())
+            if path.exists():
+                text = path.read_text(encoding="utf-8")
+                found += [text, *library_of(text, known)]
     return found
 
 
@@ -151,12 +155,10 @@ def hashes_of(notebook: nbformat.NotebookNode) -> tuple[str, str]:
 # -------------------------------------------------------------------------------------- stages
 
 
-@contextlib.contextmanager
-def alone_in(folder: Path):
-    """One run at a time in a folder; a notebook may start further stages in its own."""
+def claim(folder: Path) -> FileLock | None:
+    """One run at a time in a folder, until it ends; a notebook may start stages in its own."""
     if RANK or os.environ.get("FACES_RUN") == str(folder):
-        yield
-        return
+        return None
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -166,10 +168,7 @@ def alone_in(folder: Path):
             f"Another run is active in {where}: wait for it, or set OUTPUT= to another folder."
         )
     os.environ["FACES_RUN"] = str(folder)
-    try:
-        yield
-    finally:
-        lock.release()
+    return lock
 
 
 class Series:
@@ -357,9 +356,11 @@ def main() -> None:
     for stage in asked:  # a wrong value is said before anything runs
         series.wanted(stage, asked=True)
     order = series.order(asked)
-    with alone_in(series.folder):
-        for number, stage in enumerate(order, 1):
-            series.bring_up_to_date(stage, stage in asked, f"[{number}/{len(order)}]")
+    lock = claim(series.folder)
+    for number, stage in enumerate(order, 1):
+        series.bring_up_to_date(stage, stage in asked, f"[{number}/{len(order)}]")
+    if lock:
+        lock.release()
 
 
 if __name__ == "__main__":
