@@ -426,14 +426,14 @@ def compose(model, shot):
 def landmarks_of(model, points):
     """The five landmarks in space (5, 3), where CelebA's annotators put them.
 
-    Eyes: the pupil of somebody who looks ahead, but not above the lid; the corners of the mouth
-    a twentieth inside, where the lips end and not where their red does.
+    Measured: a network trained on drawn faces alone has a bias on real ones, and the other way
+    round; the shifts below make both small. Pupils are high between the lids, and never above
+    them; corners of the mouth are a little below those of the lips.
     """
-    eyes = model.eyes + np.array([0, 0, 0.15]) * model.scale
-    upper, lower = (np.array([points[lids[k]].mean(0) for lids in mesh().lids]) for k in (0, 1))
-    eyes[:, 1] = np.minimum(eyes[:, 1] + 0.01, 0.8 * upper[:, 1] + 0.2 * lower[:, 1])
-    right, left = points[mesh().mouth]
-    corners = [0.95 * right + 0.05 * left, 0.05 * right + 0.95 * left]
+    eyes = model.eyes * [0.96, 1, 1] + np.array([0, 0.06, 0.15]) * model.scale
+    upper = np.array([points[lids[0]].mean(0) for lids in mesh().lids])
+    eyes[:, 1] = np.minimum(eyes[:, 1], upper[:, 1])
+    corners = points[mesh().mouth] - np.array([0, 0.015, 0]) * model.scale
     return np.array([*eyes, points[NOSE_TIP], *corners])
 
 
