@@ -338,8 +338,8 @@ class Model:
         head = (neck_below(rest) < 0.1) & (texture("ears", m.uv[m.body]) < 0.3)
         place = spherical(self.points[m.body[head]], self.middle)
         self.skull = Radius(*place, around, (-1.2, np.pi / 2))
-        trunk = (rest[:, 1] < 6.5) & (rest[:, 1] > 3.9) & (np.abs(rest[:, 0]) < 1.9)
-        x, y, z = self.points[m.body[trunk]].T
+        torso = (rest[:, 1] < 6.5) & (rest[:, 1] > 3.9) & (np.abs(rest[:, 0]) < 1.9)
+        x, y, z = self.points[m.body[torso]].T
         self.axis = np.array([0, 0, -1.1])
         at = np.arctan2(x, z + 1.1), y, np.hypot(x, z + 1.1)
         self.torso = Radius(*at, around, (y.min(), y.max()))

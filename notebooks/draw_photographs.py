@@ -198,7 +198,7 @@ def grain_look(strength, frequency, bumps=None):
     return look
 
 
-def hat_edge(x, z, shot, model):
+def hat_edge(z, shot, model):
     """Height of a hat's lower edge above the eyes."""
     front = dict(cap=0.62, beanie=0.5, brim=0.6)[shot.hat]
     return model.scale * (front + 0.16 * (z + 0.2) * (shot.hat != "cap"))
@@ -206,7 +206,7 @@ def hat_edge(x, z, shot, model):
 
 def hat(model, shot):
     s, kind, azimuth = model.scale, shot.hat, np.linspace(-np.pi, np.pi, 56, endpoint=False)
-    edge = hat_edge(np.sin(azimuth), 0.9 * np.cos(azimuth) - 0.7, shot, model) - model.middle[1]
+    edge = hat_edge(0.9 * np.cos(azimuth) - 0.7, shot, model) - model.middle[1]
     low = np.arctan2(edge, 0.9 * s)
     elevation = low + (np.pi / 2 - low) * np.linspace(0, 1, 16)[:, None]
     thick, tall = dict(cap=(0.09, 0.06), beanie=(0.11, 0.16), brim=(0.1, 0.24))[kind]
@@ -239,10 +239,10 @@ def glasses(model, shot, points):
     p, s, parts, rims = model.person, model.scale, [], []
     style, glass = (
         dict(part=PART["eye_g"], gloss=0.8),
-        f"{shot.glasses} glass".replace("clear ", ""),
+        "dark glass" if shot.glasses == "dark" else "glass",
     )
     skin = points[mesh().body] / s
-    x, y, z = skin[(np.abs(skin[:, 0] - 0) > 0.1) & (np.abs(skin[:, 0]) < 0.62)].T
+    x, y, z = skin[(np.abs(skin[:, 0]) > 0.1) & (np.abs(skin[:, 0]) < 0.62)].T
     front = s * ((z + 0.22 * x**2)[np.abs(y + 0.02) < 0.2].max() + 0.04)
     angle = np.linspace(0, 2 * np.pi, 41)
     rounded = lambda v: np.sign(v) * np.abs(v) ** (2 / p.rim)
@@ -410,8 +410,8 @@ def compose(model, shot):
     if shot.hat != "none":
         parts += hat(model, shot)
         for s in own:
-            x, y, z = s.lines[:, 0].T
-            s.width = np.where(y > hat_edge(x, z, shot, model) - 0.02, 0, s.width)
+            _, y, z = s.lines[:, 0].T
+            s.width = np.where(y > hat_edge(z, shot, model) - 0.02, 0, s.width)
     if shot.glasses != "none":
         parts += glasses(model, shot, points)
     if shot.earrings:
