@@ -12,6 +12,9 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 TEST_READY := .venv/.ready_for_tests
 DEMO_READY := .venv/.ready_for_demo
+ifneq (,$(findstring draw=True,$(SET)))
+READY += .venv/.ready_to_draw
+endif
 endif
 GIVEN = $(foreach name,$(SETTINGS),$(if $($(name)),$(name)="$($(name))"))
 RUN = $(PYTHON) notebooks/run.py --dataset $(DATASET) $(if $(PROFILE),--profile $(PROFILE)) --set $(GIVEN) $(SET) --
@@ -38,6 +41,10 @@ help:  ## this list
 
 .venv/.ready_for_demo: .venv/.ready notebooks/demo_requirements.txt
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r notebooks/demo_requirements.txt
+	@touch $@
+
+.venv/.ready_to_draw: .venv/.ready notebooks/draw_requirements.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r notebooks/draw_requirements.txt
 	@touch $@
 
 run: $(READY)  ## the whole series on the embedded sample, or on DATASET=celeba DATA=...

@@ -46,6 +46,7 @@ from notebooks.photographs import (  # noqa: F401
     read_photograph,
     write_jpeg,
 )
+from notebooks.real_data import unpack_sample
 
 plt.rcParams.update({"figure.dpi": 120, "font.size": 8, "figure.constrained_layout.use": True})
 POINTS = ["left_eye", "right_eye", "nose", "left_mouth", "right_mouth"]  # as seen in the image
@@ -69,7 +70,7 @@ def open_dataset(
 
     `data` holds celeba/, CelebAMask-HQ/ and so on; empty: data/, or data/sample for the sample.
     `output` gets csv/ and runs/; empty: the project. Raises FileNotFoundError where the folder
-    that a stage `needs` is missing; the sample is drawn instead.
+    that a stage `needs` is missing; the sample is unpacked instead.
     """
     is_sample = name == "sample" and not data
     output = Path(output or ROOT)
@@ -81,8 +82,7 @@ def open_dataset(
         folder.mkdir(parents=True, exist_ok=True)
     bring_back(output, name)
     if needs and is_sample and not (data / needs).is_dir():
-        print("The sample is not drawn yet: notebook 0.1 draws it now, in a minute or two.")
-        run_stages("0.1", OUTPUT=output)
+        print(unpack_sample(data))
     if needs and not (data / needs).is_dir():
         raise FileNotFoundError(
             f"{display_path(data / needs)} is missing: put the data set there, or set DATA= to "

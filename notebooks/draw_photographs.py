@@ -1,4 +1,4 @@
-"""Photographs of the people of draw_heads: pose, light, what they wear, what covers them.
+"""Photographs of the people of draw_people: pose, light, what they wear, what covers them.
 
 A *shot* holds everything that changes from photograph to photograph.
 """
@@ -9,17 +9,6 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 
-from draw_heads import (
-    cloth_inside,
-    EYE_DISTANCE,
-    eye_look,
-    face_hair,
-    mesh,
-    morph,
-    NOSE_TIP,
-    PART,
-    skin_look,
-)  # fmt: skip
 from draw_light import (
     ball,
     Camera,
@@ -35,6 +24,17 @@ from draw_light import (
     tube,
     unit,
     vertex_normals,
+)  # fmt: skip
+from draw_people import (
+    cloth_inside,
+    EYE_DISTANCE,
+    eye_look,
+    face_hair,
+    mesh,
+    morph,
+    NOSE_TIP,
+    PART,
+    skin_look,
 )  # fmt: skip
 
 BOTH = dict(slit="eye-{}-slit", wide="eye-{}-opened-up", shut="eye-{}-closure")
@@ -99,7 +99,7 @@ def make_shot(rng, person, flaw=None, covered=0.05):
         pattern=str(rng.choice(PATTERNS, p=[0.66, 0.14, 0.1, 0.1])),
         background=np.stack([muted(rng, 15, 235, 0.4) for _ in range(3)]),
         blur=rng.uniform(2.2, 3.5) if flaw == "blurred" else max(0.0, rng.normal(0.3, 0.35)),
-        noise=rng.uniform(0.4, 3.5), quality=int(rng.integers(60, 86)),
+        noise=rng.uniform(0.4, 3.5), quality=int(rng.integers(58, 83)),
         jewel=linear([212, 170, 80] if rng.random() < 0.5 else [200, 200, 205]),
         hat_colour=muted(rng, 10, 220), mask_colour=muted(rng, 20, 250),
         seed=int(rng.integers(2**31)),
@@ -294,14 +294,14 @@ def earrings(model, shot, points):
 
 def necklace(model, shot):
     s, azimuth = model.scale, np.linspace(-2.2, 2.2, 64)
-    drop = np.interp(np.abs(azimuth), [0, 0.5, 1.2, 2.2], [-1.98, -1.9, -1.72, -1.5]) * s
-    path = model.around_neck(azimuth, drop, 0.08)
+    drop = np.interp(np.abs(azimuth), [0, 0.5, 1.2, 2.2], [-1.45, -1.41, -1.3, -1.12]) * s
+    path = model.around_neck(azimuth, drop, 0.04)
     style = dict(gloss=1.0, material="metal")
     if model.person.beads:
         return [ball(at, 0.035 * s, PART["neck_l"], shot.jewel, **style) for at in path]
     size = np.array([0.06, 0.08, 0.03])
     pendant = ball(path[32] - [0, 0.09, 0], size, PART["neck_l"], shot.jewel, **style)
-    return [tube(path, 0.02 * s, PART["neck_l"], shot.jewel, **style), pendant]
+    return [tube(path, 0.016 * s, PART["neck_l"], shot.jewel, **style), pendant]
 
 
 def collar(model, shot):

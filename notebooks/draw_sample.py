@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from joblib import delayed, Parallel
 
-from draw_heads import make_person, Model, PART
 from draw_light import (
     ball,
     Camera,
@@ -27,6 +26,7 @@ from draw_light import (
     tube,
     unit,
 )
+from draw_people import make_person, Model, PART
 from draw_photographs import compose, make_shot, photograph, plain_shot
 from helpers import LANDMARK_COLUMNS
 
@@ -204,6 +204,8 @@ def draw_masked_face(index, number, turn, person, seed, folder):
     shot.hat, shot.glasses, shot.earrings, shot.necklace = "none", "none", False, False
     for name in WORN[(index + turn) % 8].split(","):
         setattr(shot, name, worn.get(name))
+    if shot.necklace:
+        shot.neckline = "wide"
     middle, unit_px = (256 + rng.normal(0, 8), 246 + rng.normal(0, 10)), rng.uniform(105, 128)
     model = Model(person, 34000)
     image, landmarks, part, lens = photograph(model, shot, (512, 512), unit_px, middle, 2)

@@ -1,4 +1,6 @@
-"""Brings the real data sets to data/: from an archive you have, or from the official place.
+"""Unpacks the sample, and brings the real data sets to data/.
+
+A real set comes from an archive you have, or from the official place.
 
 CelebA's photographs "in the wild" come in parts that only a browser can download: unpack them
 by hand, or pack img_celeba/, Anno/ and Eval/ into one celeba.zip.
@@ -6,6 +8,7 @@ by hand, or pack img_celeba/, Anno/ and Eval/ into one celeba.zip.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tarfile
@@ -15,6 +18,9 @@ from pathlib import Path
 
 from notebooks.files import display_path, fetch
 
+SAMPLE = Path(__file__).with_name("sample.zip")
+# draw_sample.pack prints the hash.
+SAMPLE_SHA256 = "5551ff40094fe6afda77b30028c72601880fed6701090072541415280b16d0b6"
 DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 # The official address of the archive, its name, and a folder that must be in it.
 REAL_SETS = {
@@ -61,6 +67,59 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def unpack_sample(folder: Path, share: float = 1.0, archive: Path = SAMPLE) -> str:
+    """Unpacks the sample, or the first `share` of each of its sets; returns a sentence.
+
+    Raises ValueError where the archive is not the one that belongs to this version.
+    """
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    stamp, made_by = f"{found} {share}", folder / "made_by.txt"
+    if made_by.exists() and made_by.read_text() == stamp:
+        return "The sample is there."
+    if archive == SAMPLE and found != SAMPLE_SHA256:
+        raise ValueError(f"{archive.name} is not what it should be: fetch the project again.")
+    building = unpack(archive, folder.with_name(".building_sample"))
+    if share < 1:
+        shorten(building, share)
+    (building / "made_by.txt").write_text(stamp)
+    shutil.rmtree(folder, ignore_errors=True)
+    building.rename(folder)
+    count = sum(path.is_file() for path in folder.rglob("*"))
+    return f"The sample: {count:,} files in {display_path(folder)}."
+
+
+def shorten(sample: Path, share: float) -> None:
+    """Keeps a `share` of the people, and the first images of each other set."""
+
+    def first(things):
+        return set(things[: max(2, round(share * len(things)))])
+
+    identities = (sample / "celeba/Anno/identity_CelebA.txt").read_text().split()
+    people = sorted({int(number) for number in identities[1::2]})
+    people = set(people[:: max(1, round(1 / share))])  # of those with few images too
+    pairs = zip(identities[::2], identities[1::2], strict=True)
+    kept = {name for name, number in pairs if int(number) in people}
+    for path in sample.glob("celeba/*/*.txt"):
+        lines = path.read_text().splitlines(keepends=True)
+        rows = [line for line in lines if line.split()[0] in kept]
+        counted = lines[0].strip().isdigit()  # a count and the columns come first
+        path.write_text("".join([f"{len(rows)}\n", lines[1], *rows] if counted else rows))
+    removed = [p for p in (sample / "celeba/img_celeba").iterdir() if p.name not in kept]
+    masked = sample / "CelebAMask-HQ"
+    numbers = first(sorted(int(p.stem) for p in masked.glob("CelebA-HQ-img/*")))
+    removed += [p for p in masked.glob("CelebA-HQ-img/*") if int(p.stem) not in numbers]
+    masks = list(masked.glob("CelebAMask-HQ-mask-anno/*/*.png"))
+    removed += [p for p in masks if int(p.stem[:5]) not in numbers]
+    lines = (masked / "landmarks.csv").read_text().splitlines(keepends=True)
+    rows = [line for line in lines[1:] if int(line.split(",")[0]) in numbers]
+    (masked / "landmarks.csv").write_text("".join([lines[0], *rows]))
+    for folder in [*sample.glob("*2*/*"), sample / "covered_faces"]:
+        images = sorted(folder.iterdir())
+        removed += sorted(set(images) - first(images))
+    for path in removed:
+        path.unlink()
 
 
 def bring(name: str, folder: Path, archives: str | Path = "") -> str:

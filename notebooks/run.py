@@ -25,7 +25,7 @@ from papermill.exceptions import PapermillExecutionError
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# stage -> the stages whose files it reads; only the sample needs 0.1, which draws it
+# stage -> the stages whose files it reads; only the sample needs 0.1, which unpacks it
 NEEDS = {
     "0.1": [],
     "1.1": ["0.1"],
@@ -127,12 +127,14 @@ def library_of(source: str, known: set[str]) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         names = []
-        if isinstance(node, ast.Import):  # import draw_people
+        if isinstance(node, ast.Import):  # import draw_sample
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level and node.module:
             names = [f"faces/{node.module}"]  # from .alignment import SIZE
         elif isinstance(node, ast.ImportFrom) and (node.level or node.module == "faces"):
             names = [f"faces/{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):  # from draw_light import unit
+            names = [node.module]
         for path in [HERE / f"{name}.py" for name in sorted(set(names) - known)]:
             known.add(path.relative_to(HERE).with_suffix("").as_posix())
             if path.exists():
@@ -185,9 +187,9 @@ class Series:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def needs(self, stage: str) -> list[str]:
-        """The stages before `stage`; where DATA is given nothing is drawn."""
-        drawn = self.dataset == "sample" and not self.settings.get("data")
-        needed = [other for other in NEEDS[stage] if other != "0.1" or drawn]
+        """The stages before `stage`; where DATA is given nothing is unpacked."""
+        unpacked = self.dataset == "sample" and not self.settings.get("data")
+        needed = [other for other in NEEDS[stage] if other != "0.1" or unpacked]
         return [other for other in needed if other not in self.left_out]
 
     def everything(self) -> list[str]:

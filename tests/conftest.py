@@ -14,12 +14,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "notebooks"), str(ROOT / "benchmarks")]
 os.environ["FACES_KEEP"] = ""  # no test writes to a Drive that may be mounted
 
 SMALL = {
-    "many_people": 8,
-    "few_people": 10,
-    "images_few": 9,
-    "masked_faces": 12,
-    "unpaired": 4,
-    "covered": 3,
+    "share": 0.2,
     "identities": 6,
     "tracker": "",
     "epochs": 2,

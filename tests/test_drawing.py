@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-draw_heads = pytest.importorskip("draw_heads", reason="needs notebooks/draw_requirements.txt")
+draw_people = pytest.importorskip("draw_people", reason="needs notebooks/draw_requirements.txt")
+from draw_photographs import make_shot, photograph, plain_shot
 from draw_sample import draw_sample, make_people, overlapping_parts, pack
 
-from draw_photographs import make_shot, photograph, plain_shot
-
-PART = draw_heads.PART
+PART = draw_people.PART
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def drawn(people):
     """Photographs of three people: (image, landmarks, parts, lens)."""
     found = []
     for person in people[:3]:
-        model = draw_heads.Model(person, 3000)
+        model = draw_people.Model(person, 3000)
         shot = plain_shot(person, angles=[15, 0, 5], earrings=True, neckline="shirt")
         found.append(photograph(model, shot, (300, 400), 80, (150, 160)))
     return found
@@ -60,7 +59,7 @@ def test_the_same_shot_gives_the_same_bytes(people):
     """Nothing depends on an order or a state: two models of a person draw the same."""
     person = people[5]
     shot = make_shot(np.random.default_rng(1), person, covered=1)
-    first, second = (photograph(draw_heads.Model(person, 2000), shot) for _ in range(2))
+    first, second = (photograph(draw_people.Model(person, 2000), shot) for _ in range(2))
     for one, two in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, two)
 

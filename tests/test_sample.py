@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_stages, small
+import real_data
+from conftest import run_stages
 
 from helpers import LANDMARK_COLUMNS, PARTS
 
@@ -107,25 +108,61 @@ def test_unpaired_sets_and_covered_faces_are_there(series):
     assert cv2.VideoCapture(str(sample / "turning_head.avi")).read()[0]
 
 
-def test_one_seed_draws_the_same_bytes(series, tmp_path):
-    run_stages(tmp_path, "0.1", **small("0.1"))
-
-    def digests(folder):
-        files = [path for path in sorted((folder / "data/sample").rglob("*")) if path.is_file()]
-        return {
-            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in files
-        }
-
-    assert digests(series) == digests(tmp_path)
+FEW = {"many_people": 2, "images_each": 2, "few_people": 1, "images_few": 1, "masked_faces": 2}
+FEW |= {"unpaired": 1, "covered": 1, "frames": 2, "draw": True}
 
 
-def test_a_drawn_sample_is_not_drawn_again(series):
-    drawn = series / "data/sample/drawn_by.txt"
-    stamp = drawn.stat().st_mtime_ns
-    (series / "runs/sample/notebooks/0.1.json").rename(series / "0.1.json")
-    try:
-        run_stages(series, "0.1", **small("0.1"))
-    finally:
-        (series / "0.1.json").replace(series / "runs/sample/notebooks/0.1.json")
-    assert drawn.stat().st_mtime_ns == stamp
+def digests(folder):
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return dict(zip([p.relative_to(folder).as_posix() for p in files], hashes, strict=True))
+
+
+def test_one_seed_draws_the_same_bytes(tmp_path):
+    pytest.importorskip("numba")
+    for name in "ab":
+        run_stages(tmp_path / name, "0.1", **FEW)
+    first, second = (digests(tmp_path / name / "data/sample") for name in "ab")
+    assert first == second
+    stamp = tmp_path / "a/data/sample/made_by.txt"
+    drawn = stamp.stat().st_mtime_ns
+    (tmp_path / "a/runs/sample/notebooks/0.1.json").unlink()
+    run_stages(tmp_path / "a", "0.1", **FEW)
+    assert stamp.stat().st_mtime_ns == drawn, "it is not drawn again"
+
+
+def test_the_whole_sample_is_unpacked(tmp_path):
+    folder = tmp_path / "sample"
+    assert "files in" in real_data.unpack_sample(folder)
+    names = [line.split()[0] for line in (folder / "celeba/Anno/identity_CelebA.txt").open()]
+    assert {path.name for path in (folder / "celeba/img_celeba").iterdir()} == set(names)
+    assert "is there" in real_data.unpack_sample(folder)
+    people = pd.read_csv(folder / "celeba/Anno/identity_CelebA.txt", sep=" ", header=None)[1]
+    counts = people.value_counts()
+    assert len(counts) >= 70 and (counts >= 18).sum() >= 60
+    masks = folder.glob("CelebAMask-HQ/CelebAMask-HQ-mask-anno/*/*.png")
+    worn = pd.Series([path.stem[6:] for path in masks]).value_counts()
+    assert worn[["hat", "eye_g", "ear_r", "neck_l"]].min() >= 28, "12 + 4 + 4 with a margin"
+
+
+def test_a_share_of_the_sample_is_whole_in_itself(series):
+    folder = series / "data/sample"
+    anno = folder / "celeba/Anno"
+    images = {path.name for path in (folder / "celeba/img_celeba").iterdir()}
+    for name in ("list_bbox_celeba.txt", "list_landmarks_celeba.txt", "list_attr_celeba.txt"):
+        count, _, *rows = (anno / name).read_text().splitlines()
+        assert int(count) == len(rows)
+        assert {row.split()[0] for row in rows} == images
+    numbers = {int(path.stem) for path in (folder / "CelebAMask-HQ/CelebA-HQ-img").iterdir()}
+    masks = folder.glob("CelebAMask-HQ/CelebAMask-HQ-mask-anno/*/*.png")
+    assert {int(path.stem[:5]) for path in masks} == numbers
+    assert set(pd.read_csv(folder / "CelebAMask-HQ/landmarks.csv")["number"]) == numbers
+
+
+def test_a_damaged_archive_is_refused(tmp_path, monkeypatch):
+    archive = tmp_path / "sample.zip"
+    archive.write_bytes(real_data.SAMPLE.read_bytes()[:-100])
+    monkeypatch.setattr(real_data, "SAMPLE", archive)
+    with pytest.raises(ValueError, match=r"sample\.zip is not what it should be"):
+        real_data.unpack_sample(tmp_path / "sample", archive=archive)
+    assert not (tmp_path / "sample").exists()

@@ -446,7 +446,7 @@ def test_all_leaves_out_what_has_no_images(tmp_path, capsys):
     assert sample.everything() == list(NEEDS)
     assert sample.order(["3.2"]) == ["0.1", "3.1", "3.2"]
     given = Series("sample", {"output": str(tmp_path), "data": str(tmp_path)}, {})
-    assert given.order(["3.2"]) == ["3.1", "3.2"], "nothing is drawn"
+    assert given.order(["3.2"]) == ["3.1", "3.2"], "nothing is unpacked"
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
