@@ -70,7 +70,7 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
 
 
 def unpack_sample(folder: Path, share: float = 1.0, archive: Path = SAMPLE) -> str:
-    """Unpacks the sample, or the first `share` of each of its sets; returns a sentence.
+    """Unpacks the sample, or a `share` of it (see `shorten`); returns a sentence.
 
     Raises ValueError where the archive is not the one that belongs to this version.
     """
@@ -91,9 +91,12 @@ def unpack_sample(folder: Path, share: float = 1.0, archive: Path = SAMPLE) -> s
 
 
 def shorten(sample: Path, share: float) -> None:
-    """Keeps a `share` of the people, and the first images of each other set."""
+    """Keeps a `share` of the people and of the masked faces, and `share`² of the other sets.
 
-    def first(things):
+    Those are searched for faces or translated, which takes longest.
+    """
+
+    def first(things, share=share):
         return set(things[: max(2, round(share * len(things)))])
 
     identities = (sample / "celeba/Anno/identity_CelebA.txt").read_text().split()
@@ -117,7 +120,7 @@ def shorten(sample: Path, share: float) -> None:
     (masked / "landmarks.csv").write_text("".join([lines[0], *rows]))
     for folder in [*sample.glob("*2*/*"), sample / "covered_faces"]:
         images = sorted(folder.iterdir())
-        removed += sorted(set(images) - first(images))
+        removed += sorted(set(images) - first(images, share**2))
     for path in removed:
         path.unlink()
 
