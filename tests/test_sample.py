@@ -109,7 +109,7 @@ def test_unpaired_sets_and_covered_faces_are_there(series):
 
 
 FEW = {"many_people": 2, "images_each": 2, "few_people": 1, "images_few": 1, "masked_faces": 2}
-FEW |= {"unpaired": 1, "covered": 1, "frames": 2, "draw": True}
+FEW |= {"unpaired": 2, "covered": 2, "frames": 2, "draw": True}
 
 
 def digests(folder):
