@@ -34,9 +34,8 @@ help:  ## this list
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/.ready_for_tests: .venv/.ready tests/requirements.txt notebooks/draw_requirements.txt
+.venv/.ready_for_tests: .venv/.ready_to_draw tests/requirements.txt
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r notebooks/draw_requirements.txt
 	@touch $@
 
 .venv/.ready_for_demo: .venv/.ready notebooks/demo_requirements.txt

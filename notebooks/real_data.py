@@ -72,8 +72,10 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
 def unpack_sample(folder: Path, share: float = 1.0, archive: Path = SAMPLE) -> str:
     """Unpacks the sample, or a `share` of it (see `shorten`); returns a sentence.
 
-    Raises ValueError where the archive is not the one that belongs to this version.
+    Raises ValueError for another share, and where the archive is not that of this version.
     """
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} must be more than 0 and at most 1.")
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     stamp, made_by = f"{found} {share}", folder / "made_by.txt"
     if made_by.exists() and made_by.read_text() == stamp:
@@ -101,7 +103,8 @@ def shorten(sample: Path, share: float) -> None:
 
     identities = (sample / "celeba/Anno/identity_CelebA.txt").read_text().split()
     people = sorted({int(number) for number in identities[1::2]})
-    people = set(people[:: max(1, round(1 / share))])  # of those with few images too
+    count = max(2, round(share * len(people)))
+    people = {people[i * len(people) // count] for i in range(count)}  # with few images too
     pairs = zip(identities[::2], identities[1::2], strict=True)
     kept = {name for name, number in pairs if int(number) in people}
     for path in sample.glob("celeba/*/*.txt"):

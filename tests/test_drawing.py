@@ -1,4 +1,4 @@
-"""The people who take the place of the drawn ones: exact points and labels, evenly spread."""
+"""The program that draws the people of the sample: exact points and labels, evenly spread."""
 
 import numpy as np
 import pytest

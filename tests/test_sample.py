@@ -159,6 +159,12 @@ def test_a_share_of_the_sample_is_whole_in_itself(series):
     assert set(pd.read_csv(folder / "CelebAMask-HQ/landmarks.csv")["number"]) == numbers
 
 
+@pytest.mark.parametrize("share", [0, -1, 1.5])
+def test_a_share_that_is_none_is_refused(tmp_path, share):
+    with pytest.raises(ValueError, match=r"share=.* must be more than 0 and at most 1"):
+        real_data.unpack_sample(tmp_path / "sample", share)
+
+
 def test_a_damaged_archive_is_refused(tmp_path, monkeypatch):
     archive = tmp_path / "sample.zip"
     archive.write_bytes(real_data.SAMPLE.read_bytes()[:-100])
