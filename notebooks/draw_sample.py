@@ -33,6 +33,7 @@ from helpers import LANDMARK_COLUMNS
 FLAWS = ["profile", "tiny", "blurred", "wrong box"]
 WORN = "hat glasses earrings necklace hat,earrings glasses,necklace - -".split()
 FACE = "skin nose eye_g l_eye r_eye l_brow r_brow mouth u_lip l_lip".split()
+AROUND_HAIR = "background skin neck cloth l_ear r_ear".split()
 
 
 def in_parallel(work, items, what):
@@ -173,6 +174,24 @@ def draw_celeba(folder, rng, seed, people, counts, share_flawed):
 # ----------------------------------------------------------------------- CelebAMask-HQ's layout
 
 
+def outline(part, mouth_corners):
+    """Parts as annotators outline them: hair without its strands, lips to their corners."""
+    rows, columns = np.indices(part.shape)
+    for x, y in mouth_corners:
+        corner = np.hypot(columns - x, rows - y) < 3
+        part = np.where(corner & (part == PART["skin"]), PART["l_lip"], part)
+    hair = part == PART["hair"]
+    around = np.isin(part, [PART[name] for name in AROUND_HAIR])
+    area = (cv2.GaussianBlur(hair.astype(np.float32), (0, 0), 5) > 0.5) & (hair | around)
+    _, nearest = cv2.distanceTransformWithLabels(
+        hair.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    behind = np.zeros(nearest.max() + 1, part.dtype)  # the part that is nearest
+    behind[nearest[~hair]] = part[~hair]
+    behind[~np.isin(behind, [PART[name] for name in AROUND_HAIR])] = PART["skin"]
+    return np.where(area, PART["hair"], np.where(hair, behind[nearest], part))
+
+
 def overlapping_parts(part, lens):
     """The masks of one photograph as CelebAMask-HQ has them.
 
@@ -211,7 +230,7 @@ def draw_masked_face(index, number, turn, person, seed, folder):
     image, landmarks, part, lens = photograph(model, shot, (512, 512), unit_px, middle, 2)
     save(folder / "CelebA-HQ-img" / f"{number}.jpg", image, 76)
     masks = folder / "CelebAMask-HQ-mask-anno" / str(number // 2000)
-    for name, mask in overlapping_parts(part, lens).items():
+    for name, mask in overlapping_parts(outline(part, landmarks[3:]), lens).items():
         white = np.repeat(mask[..., None], 3, 2).astype(np.uint8) * 255
         save(masks / f"{number:05d}_{name}.png", white)
     return shot.cover != "none" or shot.glasses == "dark", landmarks

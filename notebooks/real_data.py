@@ -20,7 +20,7 @@ from notebooks.files import display_path, fetch
 
 SAMPLE = Path(__file__).with_name("sample.zip")
 # draw_sample.pack prints the hash.
-SAMPLE_SHA256 = "5551ff40094fe6afda77b30028c72601880fed6701090072541415280b16d0b6"
+SAMPLE_SHA256 = "56238b01b388f1d58609a95cf57d427f1a81ab838712d2176f00e4779ac6c612"
 DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 # The official address of the archive, its name, and a folder that must be in it.
 REAL_SETS = {

@@ -58,7 +58,10 @@ def test_landmarks_lie_in_their_parts(masks):
                 assert distance_to(found[name], point) <= 2, (row.number, name)
                 checked += 1
         for point in points[3:]:
-            assert distance_to(lips, point) <= 2, (row.number, "mouth corner")
+            x, y = point.round().astype(int)
+            if (found["skin"] | lips)[y, x]:  # else the cheek of a profile hides it
+                assert distance_to(lips, point) <= 2, (row.number, "mouth corner")
+                checked += 1
     assert checked >= 10
 
 
