@@ -7,11 +7,13 @@ ifdef PYTHON
 READY :=
 TEST_READY :=
 DEMO_READY :=
+ONNX_READY :=
 else
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 TEST_READY := .venv/.ready_for_tests
 DEMO_READY := .venv/.ready_for_demo
+ONNX_READY := .venv/.ready_for_onnx
 ifneq (,$(findstring draw=True,$(SET)))
 READY += .venv/.ready_to_draw
 endif
@@ -19,7 +21,7 @@ endif
 GIVEN = $(foreach name,$(SETTINGS),$(if $($(name)),$(name)="$($(name))"))
 RUN = $(PYTHON) notebooks/run.py --dataset $(DATASET) $(if $(PROFILE),--profile $(PROFILE)) --set $(GIVEN) $(SET) --
 
-.PHONY: help run test bench lab demo export badges outputs lint clean $(STAGES)
+.PHONY: help run photo test bench lab demo weights onnx export badges outputs lint clean $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,12 +36,16 @@ help:  ## this list
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/.ready_for_tests: .venv/.ready_to_draw tests/requirements.txt
+.venv/.ready_for_tests: .venv/.ready_to_draw .venv/.ready_for_onnx tests/requirements.txt
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
 .venv/.ready_for_demo: .venv/.ready notebooks/demo_requirements.txt
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r notebooks/demo_requirements.txt
+	@touch $@
+
+.venv/.ready_for_onnx: .venv/.ready notebooks/onnx_requirements.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r notebooks/onnx_requirements.txt
 	@touch $@
 
 .venv/.ready_to_draw: .venv/.ready notebooks/draw_requirements.txt
@@ -73,8 +79,18 @@ lint: $(TEST_READY)  ## mend the style of all Python, notebooks included
 lab: $(READY)  ## open the notebooks
 	@$(PYTHON) -m jupyter lab notebooks
 
-demo: $(DEMO_READY)  ## a page on 127.0.0.1: drop a photograph, see every stage (after make 5.1)
-	@$(PYTHON) notebooks/demo.py --dataset $(DATASET) $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(PORT),--port $(PORT))
+photo: $(READY)  ## PHOTO=me.jpg or FOLDER=...: everything about its faces, in runs/photo/
+	@PYTHONPATH=notebooks$(if $(PYTHONPATH),:$(PYTHONPATH)) MPLBACKEND=agg $(PYTHON) -m faces.pipeline $(if $(PHOTO),"$(PHOTO)") $(if $(FOLDER),"$(FOLDER)") $(if $(PEOPLE),--people "$(PEOPLE)") $(if $(OUTPUT),--output "$(OUTPUT)")
+
+demo: $(DEMO_READY)  ## a page on 127.0.0.1: drop a photograph, see every stage
+	@$(PYTHON) notebooks/demo.py $(if $(MODELS),--models "$(MODELS)") $(if $(PEOPLE),--people "$(PEOPLE)") $(if $(PORT),--port $(PORT))
+
+weights: $(READY)  ## DATA=...: train the models in notebooks/weights/ anew, in hours
+	@test -n "$(DATA)" || { echo "Say where the photographs are: make weights DATA=folder"; exit 1; }
+	@$(PYTHON) notebooks/make_weights.py --data "$(DATA)" $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(ENCODER_WEIGHTS),--encoder-weights "$(ENCODER_WEIGHTS)") $(if $(FEATURES),--features "$(FEATURES)")
+
+onnx: $(ONNX_READY)  ## the models as ONNX, in runs/onnx/, compared with PyTorch
+	@$(PYTHON) notebooks/make_onnx.py $(if $(MODELS),--models "$(MODELS)") $(if $(OUTPUT),--output "$(OUTPUT)")
 
 badges: $(READY)  ## REPO=owner/name: stamps the repository's name into badges and set-up cells
 	@test -n "$(REPO)" || { echo "Say whose: make badges REPO=owner/name"; exit 1; }

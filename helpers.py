@@ -34,12 +34,15 @@ from notebooks.files import (  # noqa: F401 - notebooks use them as helpers.fetc
     display_path,
     fetch,
     forget,
+    given_weights,
     keep,
     ROOT,
     sha256_of,
+    WEIGHTS,
     write_atomically,
 )
 from notebooks.photographs import (  # noqa: F401
+    astronaut,
     image_size,
     list_images,
     PhotographError,

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = ROOT / "notebooks" / "weights"  # models that come with the project
 DRIVE = "/content/drive/MyDrive"
 
 
@@ -223,3 +224,17 @@ def _whole_copies(folder: Path) -> list[Path]:
         )
         found += [path] if whole else _whole_copies(path)
     return found
+
+
+def given_weights(weights: str, name: str = "") -> str:
+    """The parameter `weights`, where "pretrained" is the folder `name` that comes with us.
+
+    Raises ValueError where nothing that fits comes with the project.
+    """
+    if weights != "pretrained":
+        return weights
+    if not (name and (WEIGHTS / name / "config.json").exists()):
+        raise ValueError(
+            'No pretrained model comes with this notebook: train it, weights = "".'
+        )
+    return str(WEIGHTS / name)

@@ -8,9 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+from pillow_heif import register_heif_opener
+from skimage import data
 
 from notebooks.files import display_path, write_atomically
 
+register_heif_opener()  # what iPhones write
 UNREADABLE = (
     OSError,
     ValueError,
@@ -62,6 +65,11 @@ def read_photograph(path: str | Path) -> np.ndarray:
         raise PhotographError(reason.replace(str(path), "file")) from None
 
 
+def astronaut() -> np.ndarray:
+    """A real photograph (512, 512, 3): Eileen Collins, by NASA, in the public domain."""
+    return data.astronaut()
+
+
 def write_jpeg(image: np.ndarray, path: str | Path) -> Path:
     """Writes (H, W, 3) uint8 RGB as a JPEG of quality 95, atomically."""
 
@@ -91,7 +99,7 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {display_path(folder)}: check its name.")
-    endings = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+    endings = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic"}
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in endings]
     files = [path for path in files if not path.name.startswith(".")]
     if not files:

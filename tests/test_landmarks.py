@@ -97,7 +97,9 @@ def test_the_model_comes_back_from_its_folder(tmp_path):
     again = helpers.load_model(landmarks.LandmarkModel.from_pretrained, folder, "1.4")
     images = torch.rand(2, 3, 128, 128)
     torch.testing.assert_close(again.predict(images), model.predict(images))
-    torch.testing.assert_close(again.predict(images).sum((2, 3)), torch.ones(2, 5))
+    maps, scores = again.predict(images)
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(2, 5))
+    assert scores.shape == (2,)
     assert again.input_size == 128
     np.testing.assert_array_equal(again.mean_face, face)
     with pytest.raises(ValueError, match=r"landmarks cannot be loaded .*make 1\.4"):
@@ -110,5 +112,33 @@ def test_flipped_predictions_agree():
     torch.manual_seed(0)
     model = landmarks.LandmarkModel(1, 16, 4, 64, np.zeros((5, 2)).tolist()).eval()
     images = torch.rand(2, 3, 64, 64)
-    mirrored = model.predict(images.flip(3)).flip(3)[:, helpers.FLIPPED_POINTS]
-    torch.testing.assert_close(mirrored, model.predict(images), atol=1e-5, rtol=1e-3)
+    (maps, scores), (mirrored, same) = model.predict(images), model.predict(images.flip(3))
+    mirrored = mirrored.flip(3)[:, helpers.FLIPPED_POINTS]
+    torch.testing.assert_close(mirrored, maps, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(scores, same)
+
+
+def test_windows_for_negatives_show_no_whole_face():
+    """Beside the face, a part of it, or the face far too small: never as training shows it."""
+    to_view = np.repeat(np.array([[[0.5, 0, 3], [0, 0.5, -8]]]), 500, 0)
+    windows = landmarks.elsewhere(to_view, 128, np.random.default_rng(0))
+    centre = crops.apply_affine(crops.invert_affine(to_view), np.full((500, 1, 2), 63.5))
+    moved = np.abs(crops.apply_affine(windows, centre)[:, 0] - 63.5).max(1)
+    zoom = 0.5 / windows[:, 0, 0]
+    near = (zoom > 0.5) & (zoom < 2.2)
+    assert near.sum() > 100
+    assert (moved[near] > 0.4 * 128).all()
+    sizes = np.array([[300.0, 200], [64, 500]]).repeat(50, 0)
+    windows = landmarks.anywhere(sizes, 128, np.random.default_rng(0))
+    corners = np.array([[-0.5, -0.5], [127.5, 127.5]])
+    corners = crops.apply_affine(crops.invert_affine(windows), np.repeat(corners[None], 100, 0))
+    assert (corners > -0.51).all()
+    assert (corners < sizes[:, None] - 0.49).all()
+
+
+def test_the_face_score_is_learned_from_both_kinds():
+    logits = torch.zeros(2, 5, 8, 8)
+    logits[0, :, 3, 3] = 4.0
+    assert landmarks.face_score(logits).tolist() == [4.0, 0.0]
+    right = landmarks.face_loss([logits], torch.tensor([1.0, 0.0]))
+    assert right < landmarks.face_loss([logits], torch.tensor([0.0, 1.0]))

@@ -3,6 +3,8 @@
 import hashlib
 import http.server
 import io
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +21,8 @@ import pytest
 import torch
 from conftest import copy_series, ROOT, run_stages
 from PIL import Image
+from safetensors.torch import load_file
+from skimage import data
 
 import helpers
 from faces import alignment, crops, landmarks, pipeline
@@ -42,7 +46,7 @@ def dotted(shape, faces):
 
 
 class DotModel(torch.nn.Module):
-    """Stands in for 1.4's model: heatmaps (N, 5, 32, 32) of the dots."""
+    """Stands in for 1.4's model: heatmaps of the dots, at a quarter of the size."""
 
     input_size, stride, mean_face = 128, 4, FACE
 
@@ -50,19 +54,24 @@ class DotModel(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
+    def colours(self, images):
+        """How red, red, blue, green and green each cell is, (N, 5, H / 4, W / 4)."""
+        small = torch.nn.functional.avg_pool2d(images, 4)
+        others = [small[:, [c for c in range(3) if c != own]].amax(1) for own in range(3)]
+        strength = small - torch.stack(others, 1)
+        return strength.clamp_min(0.15)[:, [0, 0, 2, 1, 1]] - 0.15
+
+    def forward(self, images, use=None):
+        return 40 * self.colours(images) - 4
+
     def predict(self, images, flip=True):
-        maps = []
-        small = torch.nn.functional.interpolate(images, 32, mode="area")
-        across = torch.arange(32.0)
-        for channel, side in ((0, -1), (0, 1), (2, 0), (1, -1), (1, 1)):
-            other = small[:, [c for c in range(3) if c != channel]].amax(1)
-            strength = (small[:, channel] - other).clamp_min(0.15) - 0.15
+        maps, across = self.colours(images), torch.arange(images.shape[3] // 4)
+        for channel, side in ((0, -1), (1, 1), (3, -1), (4, 1)):
+            strength = maps[:, channel]
             total = strength.sum((1, 2)).clamp_min(1e-6)
             centre = (strength * across).sum((1, 2)) / total
-            if side:
-                strength = strength * (side * (across - centre[:, None, None]) > 0)
-            maps.append(strength)
-        return torch.stack(maps, 1) + 1e-6
+            maps[:, channel] = strength * (side * (across - centre[:, None, None]) > 0)
+        return maps + 1e-6, landmarks.face_score(self(images))
 
 
 @pytest.fixture
@@ -87,7 +96,7 @@ def test_faces_of_two_sizes_are_found(finder):
         assert np.linalg.norm(found - true, axis=1).max() < 0.06 * eyes
 
 
-def test_a_small_face_is_found_by_smaller_windows(finder):
+def test_a_small_face_is_found_at_a_larger_size(finder):
     truth = placed(300, 260, 40)
     points, _ = finder(dotted((500, 600), [truth]))
     assert len(points) == 1
@@ -142,15 +151,12 @@ class SameForAll(torch.nn.Module):
         return torch.ones(len(images), 4)
 
 
-def stand_in(finder, **models):
+def stand_in(finder, gallery=None, **models):
     """A pipeline of these models, without files."""
     made = object.__new__(pipeline.FacePipeline)
-    made.models, made.finder, made.detector = (
-        {"recognition": SameForAll(), **models},
-        finder,
-        None,
-    )
-    made.recogniser_hash = "a hash"
+    made.models = {"recognition": SameForAll(), **models}
+    made.finder, made.detector = finder, None
+    made.gallery = gallery or pipeline.Gallery.empty("a hash")
     return made
 
 
@@ -182,25 +188,6 @@ def test_a_stranger_is_unknown(tmp_path):
     assert again.images.dtype == np.uint8
 
 
-def test_a_gallery_of_another_recogniser_is_refused(tmp_path):
-    pytest.importorskip("gradio")
-    from notebooks import demo
-
-    path = gallery_of(np.eye(4)[:3], 0.8).save(tmp_path / "gallery.npz")
-    ours, retrained = stand_in(None), stand_in(None)
-    retrained.recogniser_hash = "another hash"
-    assert demo.gallery_for(ours, path, "make 5.1").names == ["p0", "p1", "p2"]
-    with pytest.raises(SystemExit, match=r"gallery\.npz .* another recogniser: make 5\.1"):
-        demo.gallery_for(retrained, path, "make 5.1")
-    arrays = dict(np.load(path))
-    del arrays["recogniser"]
-    np.savez(tmp_path / "old.npz", **arrays)
-    (tmp_path / "cut.npz").write_bytes(path.read_bytes()[:200])
-    for name in ("old.npz", "cut.npz"):
-        with pytest.raises(SystemExit, match=rf"{name} is not a gallery .*: make 5\.1"):
-            demo.gallery_for(ours, tmp_path / name, "make 5.1")
-
-
 def test_one_photograph_is_enough_to_enroll(tmp_path):
     """And one with two faces is not: whose name would they get?"""
     for name, count in (("ada", 1), ("both", 2), ("p1", 1)):
@@ -227,17 +214,15 @@ def test_an_alignment_that_the_pipeline_cannot_make_is_refused(name):
 
 def test_a_crowd_goes_through_in_portions(monkeypatch):
     seen = []
-    stages = {
-        "recognition": pipeline.recognise,
-        "parts": lambda m, p, few: seen.append(len(few)),
-    }
+    stages = {"recognition": pipeline.recognise, "parts": lambda m, few: seen.append(len(few))}
     monkeypatch.setattr(pipeline, "STAGES", stages)
     photograph = np.zeros((40, 400, 3), np.uint8)
-    faces, milliseconds = stand_in(one_per_square, parts=None)(
-        photograph, gallery_of(np.eye(4), 0.4)
-    )
+    made = stand_in(one_per_square, gallery_of(np.eye(4), 0.4), parts=None)
+    result = made(photograph)
+    faces = result.faces
     assert seen == [8, 2]
-    assert list(milliseconds) == ["faces and landmarks", "alignment", "recognition", "parts"]
+    stages = ["faces and landmarks", "alignment", "recognition", "parts"]
+    assert list(result.milliseconds) == stages
     assert all(face.matches[0][1] == pytest.approx(0.5) for face in faces)
     assert faces[3].label_map is None
 
@@ -275,10 +260,9 @@ def test_colab_gives_a_file_or_a_picture(tmp_path, monkeypatch):
 def test_twenty_megapixels_are_reduced(tmp_path):
     """And the points in people.csv are those of the file."""
     Image.new("RGB", (5472, 3648), (90, 120, 150)).save(tmp_path / "large.jpg")
-    assert pipeline.photograph_from(tmp_path / "large.jpg").shape == (1067, 1600, 3)
-    made, target = stand_in(one_per_square), tmp_path / "figures"
-    gallery = gallery_of(np.eye(4), 0.4)
-    (row,), reasons = pipeline.process_folder(made, gallery, tmp_path, target)
+    assert pipeline.open_result(tmp_path / "large.jpg").photograph.shape == (1067, 1600, 3)
+    made, target = stand_in(one_per_square, gallery_of(np.eye(4), 0.4)), tmp_path / "figures"
+    (row,), reasons = pipeline.process_folder(made, tmp_path, target)
     assert not reasons
     assert (row["image_id"], row["face"], row["person"]) == ("large.jpg", 0, "p0")
     assert row["left_eye_x"] == pytest.approx((40 / 128 * 1067 + 0.5) * 3.42 - 0.5)
@@ -330,8 +314,10 @@ def test_every_stage_answers_for_a_face(series):
     photograph = helpers.read_photograph(sorted(folder.glob("*.jpg"))[0])
     made.finder = lambda image, starts: ((FACE * 4)[None], np.array([0.9]))
     gallery = pipeline.Gallery.load(series / "runs/sample/gallery.npz")
-    assert gallery.recogniser == made.recogniser_hash
-    (face,), milliseconds = made(photograph, gallery)
+    assert gallery.recogniser == made.gallery.recogniser
+    made.gallery = gallery
+    result = made(photograph)
+    (face,), milliseconds = result.faces, result.milliseconds
     assert np.linalg.norm(face.embedding) == pytest.approx(1, abs=1e-3)
     assert len(face.matches) == 3
     assert face.label_map.max() <= len(helpers.PARTS)
@@ -339,6 +325,100 @@ def test_every_stage_answers_for_a_face(series):
     assert face.portrait.shape == photograph.shape
     stages = ["faces and landmarks", "alignment", "recognition", "parts", "mask", "portrait"]
     assert list(milliseconds) == stages
+
+
+# ----------------------------------------------------------------- the models that we ship
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return pipeline.FacePipeline.from_pretrained(device="cpu")
+
+
+def test_a_real_photograph_goes_through_all_stages(shipped):
+    """Eileen Collins: where her eyes and mouth are was read off the photograph by hand."""
+    result = shipped(helpers.astronaut())
+    (face,) = result.faces
+    by_hand = np.array([[204, 101], [247, 103], [225, 127], [203, 140], [245, 141]])
+    assert np.linalg.norm(face.points - by_hand, axis=1).max() < 4
+    x, y, width, height = face.box
+    assert x < 195 < 255 < x + width
+    assert y < 90 < 155 < y + height
+    assert face.confidence > 0.9
+    named = np.array(["", *helpers.PARTS])[face.label_map]
+    size = len(named)
+    eyes = crops.apply_affine(face.matrix, face.points) * size / 256
+    for point, part in zip(eyes.round().astype(int), ("r_eye", "l_eye", "nose"), strict=False):
+        around = named[point[1] - 6 : point[1] + 7, point[0] - 6 : point[0] + 7]
+        assert part in around
+    assert (named[: size // 3] == "hair").mean() > 0.2
+    assert 0.1 < face.mask.mean() < 0.6
+    assert np.abs(face.portrait.astype(int) - helpers.astronaut()).max() > 30
+    row = result.to_dict()
+    assert len(row["faces"][0]["embedding"]) == 512
+    assert row["faces"][0]["landmarks"]["nose"] == pytest.approx(face.points[2], abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["coffee", "chelsea", "rocket"])
+def test_there_is_no_face_where_nobody_is(shipped, name):
+    assert shipped(getattr(data, name)()).faces == []
+
+
+def test_paths_arrays_lists_and_folders_give_the_same(shipped, tmp_path):
+    small = Image.fromarray(helpers.astronaut()[:256, 96:352])
+    small.save(tmp_path / "b.png")
+    (tmp_path / "a.jpg").write_text("no photograph")
+    one = shipped(tmp_path / "b.png").faces[0].points
+    for other in (small, np.asarray(small), str(tmp_path / "b.png")):
+        assert shipped(other).faces[0].points == pytest.approx(one, abs=1e-3)
+    broken, good = shipped(tmp_path)
+    assert broken.source == "a.jpg" and "cannot be decoded" in broken.problem
+    assert good.faces[0].points == pytest.approx(one, abs=1e-3)
+    assert [len(result.faces) for result in shipped([small, small])] == [1, 1]
+    with pytest.raises(helpers.PhotographError, match="uint8, RGB"):
+        shipped(np.zeros((4, 4)))
+    with pytest.raises(ValueError, match="Nobody is known yet"):
+        shipped.identify(small)
+
+
+def test_the_command_line_writes_a_figure_and_numbers(tmp_path):
+    command = [sys.executable, "-m", "faces.pipeline", "-o", str(tmp_path)]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "notebooks")])
+    environment = {**os.environ, "PYTHONPATH": paths, "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.startswith("faces: 1"), done.stderr
+    numbers = json.loads((tmp_path / "astronaut.json").read_text())
+    assert (numbers["width"], numbers["height"], len(numbers["faces"])) == (512, 512, 1)
+    assert Image.open(tmp_path / "astronaut.png").size[0] > 800
+
+
+def test_shipped_models_are_what_the_cards_say():
+    total = 0
+    for name in ("landmarks", "recognition", "parts", "face_mask", "portrait"):
+        folder = helpers.WEIGHTS / name
+        weights = load_file(folder / "model.safetensors")
+        kinds = {str(w.dtype) for w in weights.values() if w.is_floating_point()}
+        assert kinds == {"torch.float16"}
+        total += (folder / "model.safetensors").stat().st_size
+        card = (folder / "README.md").read_text()
+        for heading in ("Scores", "Where it fails", "What it must not be used for", "Licence"):
+            assert f"## {heading}" in card
+    assert total < 50e6
+    assert helpers.given_weights("pretrained", "landmarks") == str(
+        helpers.WEIGHTS / "landmarks"
+    )
+    assert helpers.given_weights("ada/faces", "landmarks") == "ada/faces"
+    with pytest.raises(ValueError, match="No pretrained model comes with this notebook"):
+        helpers.given_weights("pretrained")
+
+
+@pytest.mark.parametrize("stage", ["landmarks", "portrait"])
+def test_onnx_computes_what_pytorch_computes(tmp_path, stage):
+    make_onnx = pytest.importorskip("notebooks.make_onnx")
+    model = pipeline.load_models(helpers.WEIGHTS, "arcface")[stage]
+    assert make_onnx.export(stage, model, tmp_path / "model.onnx") < 1e-3
 
 
 # ---------------------------------------------------------------------- downloads and archives
@@ -482,8 +562,8 @@ def test_badges_are_stamped_everywhere(tmp_path):
         assert 'FACES_REPOSITORY", "https://github.com/ada/lovelace"' in bootstrap
 
 
-def test_the_page_answers_in_a_browser(series, tmp_path):
-    """Chromium drops a photograph and sees the result; a wrong file gets a sentence."""
+def test_the_page_answers_in_a_browser(tmp_path):
+    """A real photograph is dropped, its person enrolled; a wrong file gets a sentence."""
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
@@ -492,14 +572,16 @@ def test_the_page_answers_in_a_browser(series, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     from notebooks import demo
 
-    made = pipeline.FacePipeline(series / "runs/sample")
-    gallery = pipeline.Gallery.load(series / "runs/sample/gallery.npz")
-    page = demo.build_page(demo.answerer(made, gallery))
+    made = pipeline.FacePipeline.from_pretrained()
+    page = demo.build_page(demo.Page(made, str(tmp_path)))
     options = dict(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     options |= dict(max_file_size=demo.LARGEST, show_error=True)
     _, url, public = page.launch(**options)
     assert public is None, "nothing is shared unless asked"
-    photograph = sorted((series / "data/sample/celeba/img_celeba").glob("*.jpg"))[0]
+    photograph, second = tmp_path / "astronaut.heic", tmp_path / "dark.png"
+    real = Image.fromarray(helpers.astronaut())
+    real.save(photograph)
+    real.point(lambda value: value * 0.7).save(second)
     (tmp_path / "letter.jpg").write_text("Dear reader")
     try:
         with playwright.sync_playwright() as driver:
@@ -508,7 +590,23 @@ def test_the_page_answers_in_a_browser(series, tmp_path):
             window.goto(url)
             window.set_input_files("#photograph input[type=file]", str(photograph))
             window.wait_for_selector("#result img", timeout=90_000)
-            assert "Milliseconds: faces and landmarks" in window.inner_text("#sentence")
+            assert "One face. Milliseconds: faces and landmarks" in window.inner_text(
+                "#sentence"
+            )
+            window.get_by_role("tab", name="Parts").click()
+            window.wait_for_selector("#parts img")
+            assert "left eye" in window.inner_text("#legend")
+            with window.expect_download() as download:
+                window.click("#download")
+            names = zipfile.ZipFile(download.value.path()).namelist()
+            assert {"faces.json", "figure.png", "face_1_parts.png"} <= set(names)
+            window.get_by_role("tab", name="People").click()
+            window.set_input_files("#album input[type=file]", [str(photograph), str(second)])
+            window.fill("#name textarea, #name input", "Eileen")
+            window.click("#enrol")
+            window.wait_for_selector("text=Known: Eileen")
+            window.click("#example")
+            window.wait_for_selector("text=One face: Eileen", timeout=90_000)
             window.reload()
             letter = str(tmp_path / "letter.jpg")
             window.set_input_files("#photograph input[type=file]", letter)
