@@ -392,6 +392,18 @@ def test_the_command_line_writes_a_figure_and_numbers(tmp_path):
     numbers = json.loads((tmp_path / "astronaut.json").read_text())
     assert (numbers["width"], numbers["height"], len(numbers["faces"])) == (512, 512, 1)
     assert Image.open(tmp_path / "astronaut.png").size[0] > 800
+    (tmp_path / "letter.jpg").write_text("Dear reader")
+    command += ["letter.jpg", "--models", str(helpers.WEIGHTS)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.startswith("letter.jpg: cannot be decoded"), done.stderr
+    assert not list(tmp_path.glob("letter.jpg.*"))
+    command += ["--models", "nowhere"]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stderr.strip().startswith("nowhere: no folder, and no hub id")
 
 
 def test_shipped_models_are_what_the_cards_say():

@@ -10,7 +10,7 @@ __all__ = ['RECOGNISERS', 'OPTIONAL', 'SHORT', 'BOX_CENTRE', 'BOX_SIDES', 'YUNET
            'make_portrait', 'run_stage', 'timed', 'panels_of', 'compare_cosines', 'compare_on_real', 'two_people',
            'Gallery', 'from_colab', 'download', 'photograph_from', 'is_folder', 'open_result', 'try_to_open',
            'matches_of', 'zoom_in', 'wide_figure', 'read_person', 'enroll', 'row_of', 'process_folder', 'write_result',
-           'main']
+           'answer', 'main']
 
 # %% ../5.1_photo_to_everything.ipynb #imports
 import argparse
@@ -147,13 +147,13 @@ def face_to_dict(face: Face, scale: float, gallery: "Gallery | None" = None) -> 
         row["embedding"] = face.embedding.astype(float).round(5).tolist()
     return row
 
-# %% ../5.1_photo_to_everything.ipynb #pipeline
+# %% ../5.1_photo_to_everything.ipynb #best-device
 def best_device() -> torch.device:
     """The accelerator of this machine, or the processor."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return found or torch.device("cpu")
 
-
+# %% ../5.1_photo_to_everything.ipynb #pipeline
 class Chain:
     """The models of a pipeline, one after the other.
 
@@ -179,9 +179,11 @@ class Chain:
     @classmethod
     def from_pretrained(cls, source: str | Path = helpers.WEIGHTS, **options) -> "Chain":
         """With the models that come with the project, of another folder, or of a hub id."""
-        if not Path(source).is_dir() and str(source).count("/") == 1:
-            source = snapshot_download(str(source))
-        return cls(source, **options)
+        if Path(source).is_dir():
+            return cls(source, **options)
+        if str(source).count("/") != 1:
+            raise FileNotFoundError(f"{source}: no folder, and no hub id, which is owner/name.")
+        return cls(snapshot_download(str(source)), **options)
 
     def find(self, photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Landmarks (N, 5, 2) in pixels and confidence (N,), the largest face first."""
@@ -715,26 +717,32 @@ def write_result(result: Result, folder: Path) -> list[Path]:
     return paths
 
 # %% ../5.1_photo_to_everything.ipynb #line-main2
-def main(arguments: Sequence[str] | None = None) -> None:
-    """What `python -m faces.pipeline` does."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("photographs", nargs="*", help="files, URLs or folders")
-    parser.add_argument("-o", "--output", default="runs/photo", help="folder of the results")
-    parser.add_argument(
-        "--models", default=str(helpers.WEIGHTS), help="folder or hub id of the models"
-    )
-    parser.add_argument("--people", default="", help="folder with a folder for each person")
-    options = parser.parse_args(arguments)
+def answer(options: argparse.Namespace) -> None:
+    """What the command line does: a figure, numbers and a line for each photograph."""
     pipeline = FacePipeline.from_pretrained(options.models)
     for reason in (pipeline.enroll(options.people) if options.people else {}).values():
         print(reason)
     for source in options.photographs or [helpers.astronaut()]:
         for result in pipeline.stream(source if is_folder(source) else [source]):
+            if result.problem:
+                print(result.problem)
+                continue
+            paths = map(helpers.display_path, write_result(result, Path(options.output)))
             seconds = sum(result.milliseconds.values()) / 1000
-            where = ", ".join(
-                map(helpers.display_path, write_result(result, Path(options.output)))
-            )
-            print(result.problem or f"faces: {len(result.faces)}, {seconds:.1f} s, {where}")
+            print(f"faces: {len(result.faces)}, {seconds:.1f} s, {', '.join(paths)}")
+
+
+def main() -> None:
+    """Everything about the faces in photographs: a figure and a JSON file for each."""
+    parser = argparse.ArgumentParser(prog="faces.pipeline", description=main.__doc__)
+    parser.add_argument("photographs", nargs="*", help="files, URLs or folders")
+    parser.add_argument("-o", "--output", default="runs/photo", help="folder of the results")
+    parser.add_argument("--models", default=str(helpers.WEIGHTS), help="folder, or hub id")
+    parser.add_argument("--people", default="", help="folder with a folder for each person")
+    try:
+        answer(parser.parse_args())
+    except (FileNotFoundError, ValueError) as error:  # a model or a folder is missing
+        sys.exit(str(error))
 
 
 if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
