@@ -61,8 +61,8 @@ def read_photograph(path: str | Path) -> np.ndarray:
     except FileNotFoundError:
         raise PhotographError(f"{Path(path).name}: no such photograph") from None
     except UNREADABLE as error:
-        reason = f"{Path(path).name}: cannot be decoded ({error})"
-        raise PhotographError(reason.replace(str(path), "file")) from None
+        reason = str(error).replace(str(path), "file")
+        raise PhotographError(f"{Path(path).name}: cannot be decoded ({reason})") from None
 
 
 def astronaut() -> np.ndarray:
