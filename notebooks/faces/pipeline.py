@@ -731,7 +731,7 @@ def answer(options: argparse.Namespace) -> None:
             seconds = sum(result.milliseconds.values()) / 1000
             print(f"faces: {len(result.faces)}, {seconds:.1f} s, {', '.join(paths)}")
 
-
+# %% ../5.1_photo_to_everything.ipynb #line-main3
 def main() -> None:
     """Everything about the faces in photographs: a figure and a JSON file for each."""
     parser = argparse.ArgumentParser(prog="faces.pipeline", description=main.__doc__)
