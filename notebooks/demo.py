@@ -89,9 +89,9 @@ def legend() -> str:
     entries = []
     for name, colour in zip(PART_NAMES, parts.COLOURS[1:].tolist(), strict=True):
         box = f"background:rgb{tuple(colour)};padding:0 .6em;margin-right:.3em"
-        colour_of = f'<span style="{box}"></span>'
+        sample = f'<span style="{box}"></span>'
         style = "white-space:nowrap;margin-right:1em"
-        entries.append(f'<span style="{style}">{colour_of}{name}</span>')
+        entries.append(f'<span style="{style}">{sample}{name}</span>')
     return " ".join(entries)
 
 
@@ -101,10 +101,8 @@ def rows_of(result: Result) -> pd.DataFrame:
     for number, face in enumerate(result.faces, 1):
         name, cosine = "nobody is enrolled", None
         if face.matches:
-            name, cosine = (
-                result.gallery.name_of(face) or "unknown",
-                round(face.matches[0][1], 2),
-            )
+            name = result.gallery.name_of(face) or "unknown"
+            cosine = round(face.matches[0][1], 2)
         rows.append([number, name, cosine, round(face.confidence, 2)])
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -224,11 +222,11 @@ def build_page(page: Page) -> gr.Blocks:
                 with gr.Tab("Portrait"):
                     portraits = gr.Gallery(label="Each face as a bronze bust", format="png")
                 with gr.Tab("People"):
-                    gr.Markdown("Enrol somebody, then drop another photograph of them.")
+                    gr.Markdown("Enroll somebody, then drop another photograph of them.")
                     several = dict(file_count="multiple", elem_id="album")
                     album = gr.File(label="Photographs of one person", **several)
                     name = gr.Textbox(label="Name", elem_id="name")
-                    button = gr.Button("Enrol", elem_id="enrol")
+                    button = gr.Button("Enroll", elem_id="enroll")
                     people = gr.Markdown(elem_id="people")
         images = [preview, figure, points, colours, mask]
         results = [state, *images, portraits, table, sentence, download]

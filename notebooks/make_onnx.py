@@ -21,9 +21,7 @@ import helpers
 from faces import recognition, segmentation
 from faces.pipeline import load_models
 
-LIMIT = (
-    1e-3  # largest difference of an output, relative to the largest output where that is > 1
-)
+LIMIT = 1e-3  # difference from PyTorch, relative to the largest output where that is above 1
 
 
 class FromImages(torch.nn.Module):

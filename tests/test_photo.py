@@ -615,7 +615,7 @@ def test_the_page_answers_in_a_browser(tmp_path):
             window.get_by_role("tab", name="People").click()
             window.set_input_files("#album input[type=file]", [str(photograph), str(second)])
             window.fill("#name textarea, #name input", "Eileen")
-            window.click("#enrol")
+            window.click("#enroll")
             window.wait_for_selector("text=Known: Eileen")
             window.click("#example")
             window.wait_for_selector("text=One face: Eileen", timeout=90_000)

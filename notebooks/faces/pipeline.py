@@ -55,7 +55,7 @@ class Face:
     photograph: np.ndarray  # (H, W, 3) uint8, where it was found
     points: np.ndarray  # (5, 2) landmarks, in pixels of the photograph
     box: np.ndarray  # (4,) x, y, width and height, as CelebA's boxes lie about landmarks
-    confidence: float  # of the landmarks, 0 to 1
+    confidence: float  # that it is a face, 0 to 1
     matrix: np.ndarray  # (2, 3), from the photograph to a CelebA-HQ crop of 256 px
     aligned: np.ndarray  # (112, 112, 3) uint8, the face on the template of 1.5
     embedding: np.ndarray | None = None  # (512,), of length 1
