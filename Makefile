@@ -10,11 +10,12 @@ DEMO_READY :=
 ONNX_READY :=
 else
 PYTHON := .venv/bin/python
+PIP := $(PYTHON) -m pip install --quiet --no-compile --disable-pip-version-check
 READY := .venv/.ready
 TEST_READY := .venv/.ready_for_tests
 DEMO_READY := .venv/.ready_for_demo
 ONNX_READY := .venv/.ready_for_onnx
-ifneq (,$(findstring draw=True,$(SET)))
+ifneq (,$(filter draw=True draw=true draw=yes,$(SET)))
 READY += .venv/.ready_to_draw
 endif
 endif
@@ -27,29 +28,30 @@ RUN = $(PYTHON) notebooks/run.py --dataset $(DATASET) $(if $(PROFILE),--profile 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## / - /'
 	@echo "1.4 - one stage, and before it whatever it needs; stages: $(STAGES)"
-	@echo "DATASET=celeba DATA=folder-with-celeba  PROFILE=quick|celeba|none"
+	@echo "DATASET=celeba DATA=folder-with-celeba  PROFILE=quick|outputs|celeba|none"
 	@echo "$(filter-out DATA,$(SETTINGS))  SET=\"parameter=value ...\""
 
 .venv/.ready: requirements.txt
 	@echo "Setting up .venv (once, some minutes)"
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@.venv/bin/python notebooks/install_torch.py
+	@$(PIP) -r requirements.txt
 	@touch $@
 
 .venv/.ready_for_tests: .venv/.ready_to_draw .venv/.ready_for_onnx tests/requirements.txt
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@$(PIP) -r tests/requirements.txt
 	@touch $@
 
 .venv/.ready_for_demo: .venv/.ready notebooks/demo_requirements.txt
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r notebooks/demo_requirements.txt
+	@$(PIP) -r notebooks/demo_requirements.txt
 	@touch $@
 
 .venv/.ready_for_onnx: .venv/.ready notebooks/onnx_requirements.txt
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r notebooks/onnx_requirements.txt
+	@$(PIP) -r notebooks/onnx_requirements.txt
 	@touch $@
 
 .venv/.ready_to_draw: .venv/.ready notebooks/draw_requirements.txt
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r notebooks/draw_requirements.txt
+	@$(PIP) --no-deps -r notebooks/draw_requirements.txt
 	@touch $@
 
 run: $(READY)  ## the whole series on the embedded sample, or on DATASET=celeba DATA=...
@@ -59,7 +61,7 @@ $(STAGES): $(READY)
 	@$(RUN) $@
 
 outputs: $(READY)  ## run on the sample with profiles/outputs.yaml, then refresh the committed notebooks
-	@$(PYTHON) notebooks/run.py all --profile outputs
+	@$(PYTHON) notebooks/run.py all --profile outputs --set OUTPUT=runs/outputs
 	@$(PYTHON) notebooks/outputs.py
 
 export: $(TEST_READY)  ## write what the notebooks teach to notebooks/faces/
@@ -67,7 +69,7 @@ export: $(TEST_READY)  ## write what the notebooks teach to notebooks/faces/
 
 test: $(TEST_READY)  ## the tests; FACES_TEST_DATA=folder adds those on real photographs
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
-	@$(PYTHON) -m pytest -q tests
+	@$(PYTHON) -m pytest -q -n auto --dist worksteal $(or $(TESTS),tests)
 
 bench: $(READY)  ## ours, the plain recipe and the limit side by side, on the sample or DATA=...
 	@$(if $(DATA),,test -d data/sample || $(RUN) 0.1)
@@ -92,9 +94,9 @@ weights: $(READY)  ## DATA=...: train the models in notebooks/weights/ anew, in 
 onnx: $(ONNX_READY)  ## the models as ONNX, in runs/onnx/, compared with PyTorch
 	@$(PYTHON) notebooks/make_onnx.py $(if $(MODELS),--models "$(MODELS)") $(if $(OUTPUT),--output "$(OUTPUT)")
 
-badges: $(READY)  ## REPO=owner/name: stamps the repository's name into badges and set-up cells
+badges:  ## REPO=owner/name: stamps the repository's name into badges and set-up cells
 	@test -n "$(REPO)" || { echo "Say whose: make badges REPO=owner/name"; exit 1; }
-	@$(PYTHON) notebooks/badges.py $(REPO)
+	@python3 notebooks/badges.py $(REPO)
 
 clean:  ## remove runs/ and the drawn sample; keeps data you brought and .venv
 	@rm -rf runs data/sample csv/*/.[0-9]*

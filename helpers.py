@@ -28,12 +28,14 @@ import torch
 import yaml
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import set_seed
+from filelock import FileLock
 
 from notebooks.files import (  # noqa: F401 - notebooks use them as helpers.fetch and so on
     bring_back,
     display_path,
     fetch,
     forget,
+    given_state,
     given_weights,
     keep,
     ROOT,
@@ -72,18 +74,24 @@ def open_dataset(
     """The folders of a data set: .data, .celeba, .photographs to read, .csv and .runs to write.
 
     `data` holds celeba/, CelebAMask-HQ/ and so on; empty: data/, or data/sample for the sample.
-    `output` gets csv/ and runs/; empty: the project. Raises FileNotFoundError where the folder
+    `output` gets csv/ and runs/; empty: the project, whose csv/sample/ is committed: a run on
+    the sample has a copy in runs/sample/manifests/. Raises FileNotFoundError where the folder
     that a stage `needs` is missing; the sample is unpacked instead.
     """
-    is_sample = name == "sample" and not data
-    output = Path(output or ROOT)
+    is_sample, output = name == "sample" and not data, Path(output or ROOT)
+    is_published = name == "sample" and output == ROOT
     data = Path(data or (output / "data" / "sample" if is_sample else ROOT / "data"))
     folders = SimpleNamespace(name=name, data=data, celeba=data / "celeba", output=output)
     folders.photographs = folders.celeba / "img_celeba"
-    folders.csv, folders.runs = output / "csv" / name, output / "runs" / name
+    published, folders.runs = output / "csv" / name, output / "runs" / name
+    folders.csv = folders.runs / "manifests" if is_published else published
+    is_new = not folders.csv.exists()
+    bring_back(output, name)
     for folder in (folders.csv, folders.runs):
         folder.mkdir(parents=True, exist_ok=True)
-    bring_back(output, name)
+    for path in published.glob("*.csv") if is_published and is_new else ():
+        if not (folders.csv / path.name).exists():  # it may have come back
+            shutil.copy2(path, folders.csv)
     if needs and is_sample and not (data / needs).is_dir():
         print(unpack_sample(data))
     if needs and not (data / needs).is_dir():
@@ -106,9 +114,8 @@ def make_first(folders: SimpleNamespace, needed: Mapping[str, str]) -> None:
 
     `needed`: file or folder in runs/<dataset>/ -> the stage that writes it.
     """
-    missing = [stage for name, stage in needed.items() if not (folders.runs / name).exists()]
-    stages = sorted(set(missing))
-    if stages and folders.name == "sample":
+    missing = {stage for name, stage in needed.items() if not (folders.runs / name).exists()}
+    if (stages := sorted(missing)) and folders.name == "sample":
         print(f"{' and '.join(stages)} must run first; this takes some minutes.", flush=True)
         run_stages(*stages, OUTPUT=folders.output, DATA=folders.data)
 
@@ -198,10 +205,12 @@ def reject(stage: str, reasons: Mapping[str, str], folders: SimpleNamespace) -> 
     """Replaces the rows of `stage` in rejected.csv by `reasons` (image_id -> sentence)."""
     ids, sentences = list(reasons), list(reasons.values())
     rows = pd.DataFrame({"image_id": ids, "stage": stage, "reason": sentences}, dtype=object)
-    table = rows
-    if (folders.csv / "rejected.csv").exists():
-        table = pd.concat([read_manifest("rejected", folders).query("stage != @stage"), rows])
-    write_manifest(table, "rejected", folders)
+    with FileLock(folders.runs / ".rejected.lock"):  # another stage may write beside this one
+        table = rows
+        if (folders.csv / "rejected.csv").exists():
+            others = read_manifest("rejected", folders).query("stage != @stage")
+            table = pd.concat([others, rows])
+        write_manifest(table, "rejected", folders)
     return rows
 
 
@@ -217,11 +226,8 @@ def matrices_of(frame: pd.DataFrame) -> np.ndarray:
 
 def fingerprint(*parts) -> str:
     """A short hash of tables and plain values: what a model was trained on."""
-    frames = [isinstance(part, pd.DataFrame) for part in parts]
-    texts = [
-        part.to_csv(index=False, float_format="%.6g") if frame else repr(part)
-        for part, frame in zip(parts, frames, strict=True)
-    ]
+    as_text = lambda part: part.to_csv(index=False, float_format="%.6g")  # noqa: E731
+    texts = [as_text(p) if isinstance(p, pd.DataFrame) else repr(p) for p in parts]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from run import HERE, ROOT
+HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
         sys.exit("The repository is owner/name, for instance: make badges REPO=ada/faces")
     name = sys.argv[1]
     changed = 0
-    for path in [ROOT / "README.md", *sorted(HERE.glob("[0-9].[0-9]_*.ipynb"))]:
+    for path in [HERE.parent / "README.md", *sorted(HERE.glob("[0-9].[0-9]_*.ipynb"))]:
         text = path.read_text(encoding="utf-8")
         stamped = re.sub(
             r"(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+(/blob/)",
@@ -25,6 +25,11 @@ def main() -> None:
         stamped = re.sub(
             r'(FACES_REPOSITORY\\?", \\?"https://github\.com/)[\w.-]+/[\w.-]+',
             rf"\g<1>{name}",
+            stamped,
+        )
+        stamped = re.sub(
+            r"(git clone https://github\.com/)[\w.-]+/[\w.-]+ && cd [\w.-]+",
+            rf"\g<1>{name} && cd {name.split('/')[1]}",
             stamped,
         )
         if stamped != text:

@@ -18,6 +18,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "notebooks" / "weights"  # models that come with the project
 DRIVE = "/content/drive/MyDrive"
@@ -238,3 +240,11 @@ def given_weights(weights: str, name: str = "") -> str:
             'No pretrained model comes with this notebook: train it, weights = "".'
         )
     return str(WEIGHTS / name)
+
+
+def given_state(name: str, part: str) -> dict:
+    """The weights of `part` of the model `name` that comes with us, in float32, by name."""
+    state = load_file(WEIGHTS / name / "model.safetensors")
+    inside = {key for key in state if key.startswith(f"{part}.")}
+    values = {key.removeprefix(f"{part}."): state[key] for key in inside}
+    return {key: v.float() if v.is_floating_point() else v for key, v in values.items()}

@@ -1,14 +1,15 @@
-"""Copies the outputs of the executed notebooks of the sample into the committed ones.
+"""Publishes what `make outputs` has made in runs/outputs/: outputs of notebooks, tables.
 
 The last figure of the cell tagged "gallery" goes to notebooks/pictures/, where the README and
-the notebook's first cell show it. python notebooks/outputs.py [FOLDER with executed notebooks]
+the notebook's first cell show it; the tables go to csv/sample/.
 """
 
 import ast
 import base64
 import io
+import json
+import shutil
 import sys
-from pathlib import Path
 
 import nbformat
 from PIL import Image
@@ -33,16 +34,20 @@ def behaviour_of(cell: nbformat.NotebookNode) -> str:
     return ast.dump(tree)
 
 
-def profile_note(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def profile_note(added: list, record: dict) -> nbformat.NotebookNode:
     """The cell of parameters that papermill has added, as a line of text."""
-    lines = [line for line in cell.source.splitlines() if line and line[0] not in "#"]
+    lines = [line for cell in added for line in cell.source.splitlines()]
+    lines = [line for line in lines if line and line[0] not in "#"]
     lines = [line for line in lines if not line.startswith(("output", "data "))]
-    text = "The outputs below were made with `profiles/outputs.yaml`"
+    minutes = max(1, round(record["seconds"] / 60))
+    time = f"{minutes} minute{'s' * (minutes > 1)}"
+    cores = f"{record['cores']} processor core{'s' * (record['cores'] > 1)}"
+    text = f"The outputs below were made with `profiles/outputs.yaml`, in {time} on {cores}"
     text += f": `{'`, `'.join(lines)}`." if lines else "."
     return nbformat.v4.new_markdown_cell(text, id="profile", metadata={"tags": ["profile"]})
 
 
-def with_outputs(notebook, executed) -> nbformat.NotebookNode:
+def with_outputs(notebook, executed, record) -> nbformat.NotebookNode:
     """The committed notebook with the outputs of the executed one, whose code must be the same.
 
     Raises ValueError where it is not. Figures become smaller; times and paths stay behind.
@@ -62,27 +67,29 @@ def with_outputs(notebook, executed) -> nbformat.NotebookNode:
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = smaller(output.data["image/png"])
     place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in tags(cell))
-    notebook.cells[place + 1 : place + 1] = [profile_note(cell) for cell in given]
+    notebook.cells[place + 1 : place + 1] = [profile_note(given, record)]
     return notebook
 
 
 def main() -> None:
-    default = ROOT / "runs" / "sample" / "notebooks"
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default
+    made = ROOT / "runs" / "outputs"
+    folder = made / "runs" / "sample" / "notebooks"
     (HERE / "pictures").mkdir(exist_ok=True)
     for stage in NEEDS:
         path = notebook_of(stage)
         notebook, executed = (nbformat.read(p, 4) for p in (path, folder / path.name))
+        record = json.loads((folder / f"{stage}.json").read_text())
         try:
-            notebook = with_outputs(notebook, executed)
+            notebook = with_outputs(notebook, executed, record)
         except ValueError as error:
-            sys.exit(f"{path.name}: {error}: make {stage}")
+            sys.exit(f"{path.name}: {error}: make outputs")
         for cell in notebook.cells:
             if "gallery" in cell.metadata.get("tags", []):
                 figures = [o.data for o in cell.outputs if "image/png" in o.get("data", {})]
                 picture = base64.b64decode(figures[-1]["image/png"])
                 (HERE / "pictures" / f"{stage}.png").write_bytes(picture)
         nbformat.write(notebook, path)
+    shutil.copytree(made / "csv" / "sample", ROOT / "csv" / "sample", dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

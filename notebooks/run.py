@@ -10,10 +10,13 @@ import ast
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import re
+import shutil
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import nbformat
@@ -43,6 +46,21 @@ NEEDS = {
     "4.2": ["1.4"],
     "5.1": ["2.2", "3.2", "3.4", "4.2"],
 }
+# what a stage writes to runs/<dataset>/; csv/manifests.yaml names its tables
+MAKES = {
+    "1.3": ["Cropped"],
+    "1.4": ["landmarks"],
+    "1.5": ["Aligned_*"],
+    "2.1": ["recognition_ce", "embeddings_ce_loss.npz", "recognition_table.json"],
+    "2.2": ["recognition_arcface"],
+    "3.1": ["label_maps"],
+    "3.2": ["face_parts"],
+    "3.3": ["deeplabv3"],
+    "3.4": ["face_mask", "face_masks*"],
+    "4.1": ["cyclegan_*"],
+    "4.2": ["portrait", "portraits", "portrait_training", "faces_found.json"],
+    "5.1": ["gallery.npz", "people", "everything"],
+}
 # the folder in DATA that a stage begins with
 SETS = {"1.1": "celeba", "3.1": "CelebAMask-HQ", "4.1": "horse2zebra", "4.2": "selfie2portrait"}
 NO_RESULT = {
@@ -54,6 +72,7 @@ EVERYWHERE = {"data", "output", "photographs", "images", "device", "seed", "trac
 
 RANK = int(os.environ.get("RANK", 0))  # under torchrun every process runs; the first one saves
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: a tenth less time on a CPU
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two stages at once share the cores
 
 
 def notebook_of(stage: str) -> Path:
@@ -94,10 +113,14 @@ def value_of(name: str, text: str, default: object, comment: str = "") -> object
     return str(path.resolve()) if is_path else text
 
 
+def default_profile(dataset: str) -> str:
+    own = (HERE / "profiles" / f"{dataset}.yaml").exists()
+    return "quick" if dataset == "sample" else dataset if own else "celeba"
+
+
 def profile_of(dataset: str, name: str | None) -> dict[str, dict]:
     """Stage -> parameters, from profiles/<name>.yaml; by default quick for the sample."""
-    own = (HERE / "profiles" / f"{dataset}.yaml").exists()
-    name = name or ("quick" if dataset == "sample" else dataset if own else "celeba")
+    name = name or default_profile(dataset)
     if name == "none":
         return {}
     path = HERE / "profiles" / f"{name}.yaml"
@@ -243,11 +266,12 @@ class Series:
 
     def made_since(self, stage: str, clock: float) -> list[str]:
         """What a stage has written, relative to the folder that holds csv/ and runs/."""
-        passing = {"notebooks", "checkpoints", "logs", "image_cache", "rejected.csv"}
-        paths = [
-            p for part in ("csv", "runs") for p in (self.root / part / self.dataset).glob("*")
-        ]
-        paths = [path for path in paths if path.name not in passing]
+        runs = self.folder.parent
+        tables = yaml.safe_load((ROOT / "csv" / "manifests.yaml").read_text(encoding="utf-8"))
+        names = [name for name in tables if tables[name]["notebook"] == stage]
+        places = (self.root / "csv" / self.dataset, runs / "manifests")
+        paths = [place / f"{name}.csv" for place in places for name in names]
+        paths += [path for pattern in MAKES.get(stage, ()) for path in runs.glob(pattern)]
         paths += [self.root / "data" / "sample"] * (stage == "0.1")
         new = [path for path in paths if path.exists() and path.stat().st_mtime >= clock]
         return sorted(path.relative_to(self.root).as_posix() for path in new)
@@ -298,6 +322,7 @@ class Series:
             "seconds": seconds,
         }
         record |= {"parameters": parameters, "made": self.made_since(stage, clock)}
+        record["cores"] = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         written = self.folder / f".{stage}.json"
         written.write_text(json.dumps(record, indent=1))
         written.replace(self.folder / f"{stage}.json")
@@ -332,6 +357,61 @@ class Series:
         return not RANK
 
 
+def jobs_here() -> int:
+    """How many stages to run at once: two on a processor with two cores, one on a GPU.
+
+    Small networks make poor use of two cores; two of them, on a core each, make full use.
+    """
+    has_gpu = shutil.which("nvidia-smi") or sys.platform == "darwin"
+    return 1 if has_gpu or "RANK" in os.environ else min(2, os.cpu_count() or 1)
+
+
+def share_cores(jobs: int) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+
+
+def in_parallel(series: Series, order: list[str], asked: list[str], jobs: int) -> None:
+    """Runs the stages of `order`, `jobs` at once, each when those that it needs are done.
+
+    Where several could start, the one with the longest chain of stages behind it does. After a
+    failure nothing new starts; what runs beside it is finished first.
+    """
+    waiting, running, failures = list(order), {}, []
+    label = {stage: f"[{number}/{len(order)}]" for number, stage in enumerate(order, 1)}
+
+    def behind(stage: str) -> int:
+        return 1 + max((behind(o) for o in order if stage in series.needs(o)), default=0)
+
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, share_cores, (jobs,)) as pool:
+        while (waiting and not failures) or running:
+            busy = {*waiting, *running.values()}
+            ready = [stage for stage in waiting if not busy.intersection(series.needs(stage))]
+            ready.sort(key=behind, reverse=True)
+            for stage in ready[: 0 if failures else jobs - len(running)]:
+                work = (stage, stage in asked, label[stage])
+                running[pool.submit(series.bring_up_to_date, *work)] = stage
+                waiting.remove(stage)
+            done: set[Future] = wait(running, return_when=FIRST_COMPLETED).done
+            for future in done:
+                running.pop(future)
+                if error := future.exception():
+                    failures.append(error)
+                    print(error, file=sys.stderr, flush=True)  # the other one may take long
+    if failures:
+        raise SystemExit(1) from failures[0]
+
+
+def finish(series: Series, quick: bool, seconds: float) -> None:
+    """Says where to look. After a quick run nothing needs caches and checkpoints any more."""
+    runs, where = series.folder.parent, os.path.relpath(series.folder)
+    if quick:
+        for name in ("checkpoints", "image_cache", "segmentation"):
+            shutil.rmtree(runs / name, ignore_errors=True)
+    print(f"All done in {seconds / 60:.1f} minutes. To read the notebooks: make lab, {where}/")
+    print("To see it on a face of your own: make photo PHOTO=me.jpg")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stages", nargs="+", help="all, or stages such as 1.4")
@@ -340,6 +420,7 @@ def main() -> None:
         "--profile", help="a file of profiles/; none: the notebooks' own values"
     )
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters")
+    parser.add_argument("--jobs", type=int, default=0, help="stages at once; 0: as suits here")
     options = parser.parse_args()
     wrong = [item for item in options.set if "=" not in item]
     wrong += [name for name in options.stages if name not in (*NEEDS, "all")]
@@ -358,10 +439,17 @@ def main() -> None:
     asked = series.everything() if "all" in options.stages else options.stages
     for stage in asked:  # a wrong value is said before anything runs
         series.wanted(stage, asked=True)
-    order = series.order(asked)
+    order, started = series.order(asked), time.monotonic()
     lock = claim(series.folder)
-    for number, stage in enumerate(order, 1):
-        series.bring_up_to_date(stage, stage in asked, f"[{number}/{len(order)}]")
+    jobs = options.jobs or (jobs_here() if "all" in options.stages else 1)
+    if jobs > 1:
+        in_parallel(series, order, asked, jobs)
+    else:
+        for number, stage in enumerate(order, 1):
+            series.bring_up_to_date(stage, stage in asked, f"[{number}/{len(order)}]")
+    if "all" in options.stages and not RANK:
+        quick = (options.profile or default_profile(options.dataset)) == "quick"
+        finish(series, quick, time.monotonic() - started)
     if lock:
         lock.release()
 

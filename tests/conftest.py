@@ -7,15 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "notebooks"), str(ROOT / "benchmarks")]
 
 os.environ["FACES_KEEP"] = ""  # no test writes to a Drive that may be mounted
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of the processes that test at once
 
 SMALL = {
     "share": 0.2,
     "identities": 6,
+    "save_images": True,
+    "start": "scratch",
     "tracker": "",
     "epochs": 2,
     "short_epochs": 1,
@@ -59,11 +63,21 @@ def small(*stages: str, without: tuple[str, ...] = ()) -> dict:
     return {name: value for name, value in SMALL.items() if name in names}
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """`-n auto`: one process for each core, four at most."""
+    return min(4, os.cpu_count() or 1)
+
+
 @pytest.fixture(scope="session")
-def series(tmp_path_factory) -> Path:
-    """A folder in which the whole series has run on a small sample."""
-    output = tmp_path_factory.mktemp("series")
-    run_stages(output, "all", **SMALL)
+def series(tmp_path_factory, worker_id) -> Path:
+    """A folder in which the whole series has run on a small sample, once for all processes."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+    output, done = shared / "series", shared / "series.done"
+    with FileLock(shared / "series.lock"):
+        if not done.exists():
+            run_stages(output, "all", **SMALL)
+            done.touch()
     return output
 
 

@@ -61,8 +61,10 @@ def test_binary_loss_counts_every_label_of_the_pixels_that_count():
     torch.testing.assert_close(focal.binary_loss(logits, labels), expected)
 
 
-def test_deeplab_is_saved_and_loaded_with_its_classes(tmp_path):
-    network = focal.DeepLab(3).eval()
+@pytest.mark.parametrize("backbone", ["resnet50", "mobilenet_v2"])
+def test_deeplab_is_saved_and_loaded_with_its_classes(tmp_path, backbone):
+    network = focal.DeepLab(3, backbone).eval()
+    assert network.cells(torch.zeros(1, 3, 64, 64)).shape[2:] == (8, 8), "a stride of 8"
     helpers.save_model(network, tmp_path / "deeplabv3")
     loaded = helpers.load_model(focal.DeepLab.from_pretrained, tmp_path / "deeplabv3", "3.3")
     x = torch.rand(1, 3, 32, 32)
@@ -70,6 +72,19 @@ def test_deeplab_is_saved_and_loaded_with_its_classes(tmp_path):
         torch.testing.assert_close(loaded(x), network(x))
     with pytest.raises(FileNotFoundError, match=r"not the folder of a model.*make 3\.3"):
         helpers.load_model(focal.DeepLab.from_pretrained, tmp_path / "nothing", "3.3")
+
+
+def test_backbones_start_where_they_can():
+    network = focal.DeepLab(3, "mobilenet_v2")
+    focal.load_start(network, "pretrained")
+    ours = helpers.given_state("parts", "encoder")
+    for name, value in network.network.encoder.state_dict().items():
+        assert torch.equal(value, ours[name].to(value.dtype)), name
+    for backbone, start in (("resnet50", "pretrained"), ("mobilenet_v2", "nothing")):
+        with pytest.raises(ValueError, match=f"start is '{start}'"):
+            focal.load_start(focal.DeepLab(3, backbone), start)
+    with pytest.raises(ValueError, match="backbone is 'vgg'"):
+        focal.DeepLab(3, "vgg")
 
 
 # --------------------------------------------------------------------------------- mask scores

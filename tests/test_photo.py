@@ -572,6 +572,8 @@ def test_badges_are_stamped_everywhere(tmp_path):
         bootstrap = next(c.source for c in notebook.cells if c.cell_type == "code")
         assert "github/ada/lovelace/blob/main/notebooks/" in notebook.cells[0].source
         assert 'FACES_REPOSITORY", "https://github.com/ada/lovelace"' in bootstrap
+    clone = "git clone https://github.com/ada/lovelace && cd lovelace\n"
+    assert clone in (tmp_path / "README.md").read_text()
 
 
 def test_the_page_answers_in_a_browser(tmp_path):

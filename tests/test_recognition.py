@@ -245,3 +245,13 @@ def test_verification_rates_agree_with_counting():
         assert abs(accepted[same].mean() - row["tar"]) < 1e-9
     few, _ = arcface.verify(scores[:200], same[:200], "few")
     assert np.isnan(few[-1]["tar"]), "200 pairs cannot show a rate of 1e-4"
+
+
+def test_a_start_from_the_pretrained_backbone():
+    backbone = recognition.resnet18_backbone("pretrained")
+    ours = helpers.given_state("recognition", "backbone")
+    assert len(ours) == len(backbone.state_dict())
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, ours[name].to(value.dtype)), name
+    with pytest.raises(ValueError, match="start is 'nothing'"):
+        recognition.resnet18_backbone("nothing")

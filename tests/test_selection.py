@@ -63,6 +63,13 @@ def test_a_broken_file_is_one_sentence(celeba, name, old, new, message):
         selection.read_celeba(celeba)
 
 
+@pytest.mark.parametrize("name", ["list_bbox_celeba", "identity_CelebA"])
+def test_an_empty_file_is_named(celeba, name):
+    (celeba / "Anno" / f"{name}.txt").write_text("")
+    with pytest.raises(ValueError, match=rf"{name}\.txt has no rows"):
+        selection.read_celeba(celeba)
+
+
 def test_a_missing_file_is_named(celeba):
     (celeba / "Anno" / "identity_CelebA.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"identity_CelebA\.txt is missing"):

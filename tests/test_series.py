@@ -1,12 +1,17 @@
 """The series in order: what each stage writes, nothing done twice, failures named."""
 
+import functools
+import importlib.util
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import nbformat
 import numpy as np
@@ -521,3 +526,67 @@ def test_alone_in_an_empty_folder(series, repository, tmp_path, stage):
     cells = nbformat.read(tmp_path / "out.ipynb", 4).cells
     printed = [output.get("text", "") for cell in cells for output in cell.get("outputs", [])]
     assert not any(text.startswith("Installing") for text in printed), "nothing was missing"
+    status = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=tmp_path / "faces", capture_output=True, text=True
+    )
+    assert status.stdout == "", "what is committed stays as it is"
+
+
+# ------------------------------------------------------------------------------------- set-up
+
+
+@pytest.fixture
+def index(tmp_path):
+    """A stand-in for PyTorch's package index, with a page for torch."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/index.html").write_text("torch-2.14.1+cpu")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere pip's torch has no CUDA")
+def test_torch_without_cuda_is_chosen_where_there_is_no_card(index, monkeypatch):
+    import install_torch
+
+    has_card = [False]
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/nvidia-smi" * has_card[0])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert install_torch.chosen_index(index) == index
+    assert install_torch.chosen_index(f"{index}/nowhere") == "", "no page for torch"
+    assert install_torch.chosen_index("http://127.0.0.1:9") == "", "nobody answers"
+    has_card[0] = True
+    assert install_torch.chosen_index(index) == "", "CUDA is of use"
+    has_card[0] = False
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "a torch")
+    assert install_torch.chosen_index(index) == "", "a torch that is there stays"
+
+
+def test_an_index_that_does_not_answer_is_not_waited_for(monkeypatch):
+    import install_torch
+
+    monkeypatch.setattr(install_torch, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        started = time.monotonic()
+        assert not install_torch.answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert time.monotonic() - started < 5
+
+
+def test_a_failure_beside_another_stage_is_named_and_ends_the_run(series, tmp_path):
+    """Two stages at once: what can run does, what needs the broken one does not start."""
+    output = tmp_path / "broken"
+    copy_series(series, output)
+    for stage in ("1.1", "1.2", "3.1"):
+        (output / f"runs/sample/notebooks/{stage}.json").unlink()
+    (output / "data/sample/celeba/Anno/list_bbox_celeba.txt").write_text("")
+    command = run_command(output, "1.2", "3.1", **small("1.2", "3.1"))
+    at = command.index("--set")
+    command[at:at] = ["--jobs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "1.1_subset_selection stopped" in done.stderr
+    assert "list_bbox_celeba.txt" in done.stderr
+    assert "3.1_mask_merging: " in done.stdout, "it needs nothing that is broken"
+    assert "1.2_boxes" not in done.stdout

@@ -108,7 +108,8 @@ def small_run(tmp_path, kids):
 
     def evaluate(network):
         shown.append({name: value.clone() for name, value in network.state_dict().items()})
-        return {"kid": next(kid)}
+        value = next(kid)
+        return {"kid": value, "kid_to_a": value, "kid_to_b": 10 - value}
 
     sheet = np.zeros((8, 8, 3), np.uint8)
     evaluator = SimpleNamespace(kid=evaluate, sheet=lambda network: sheet)
@@ -116,16 +117,20 @@ def small_run(tmp_path, kids):
     return run, shown, lambda: cyclegan.train(*arguments, 4, noise=0.05)
 
 
-def test_the_epoch_with_the_lowest_kid_is_kept(tmp_path):
+def test_each_generator_is_kept_at_its_lowest_kid(tmp_path):
+    """That of `to_a` is lowest in the second epoch, that of `to_b` in the first."""
     run, shown, train = small_run(tmp_path, [3.0, 1.0, 2.0, 1.5])
     history = train()
-    assert history["kid"].tolist() == [3.0, 1.0, 2.0, 1.5]
-    name = next(name for name in shown[1] if name.endswith("weight"))
-    assert torch.equal(run.best.state_dict()[name], shown[1][name])
-    assert not torch.equal(run.best.state_dict()[name], shown[3][name])
+    assert history["kid_to_a"].tolist() == [3.0, 1.0, 2.0, 1.5]
+    names = {part: next(n for n in shown[0] if n.startswith(part)) for part in ("to_a", "to_b")}
+    for part, best in (("to_a", 1), ("to_b", 0)):
+        kept = run.best.state_dict()[names[part]]
+        same = [torch.equal(kept, epoch[names[part]]) for epoch in shown]
+        assert same == [epoch == best for epoch in range(4)], part
     again, _, resume = small_run(tmp_path, [])
     pd.testing.assert_frame_equal(resume(), history)
-    assert torch.equal(again.best.state_dict()[name], shown[1][name]), "part of the state"
+    for name, value in again.best.state_dict().items():
+        assert torch.equal(value, run.best.state_dict()[name]), "part of the state"
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(tmp_path):
@@ -149,13 +154,44 @@ def test_a_stopped_run_resumes_to_the_same_weights(tmp_path):
 
 
 def test_translators_are_saved_and_loaded_as_a_folder(tmp_path):
-    model = cyclegan.Translators(4, 1, "transposed").eval()
+    model = cyclegan.Translators(4, 1, "transposed", residual=True).eval()
     helpers.save_model(model, tmp_path / "model")
     loaded = helpers.load_model(cyclegan.Translators.from_pretrained, tmp_path / "model", "4.1")
-    assert loaded.settings == {"channels": 4, "blocks": 1, "upsampling": "transposed"}
+    expected = {"channels": 4, "blocks": 1, "upsampling": "transposed", "residual": True}
+    assert loaded.settings == expected
     image = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(model.to_b(image), loaded.to_b(image))
+
+
+def test_a_residual_generator_begins_as_a_copy():
+    generator = cyclegan.Generator(4, 1, residual=True)
+    torch.nn.init.zeros_(generator[-1].weight)
+    torch.nn.init.zeros_(generator[-1].bias)
+    image = torch.rand(1, 3, 32, 32) * 1.8 - 0.9
+    with torch.inference_mode():
+        torch.testing.assert_close(generator(image), image)
+        generator.residual = False
+        assert not generator(image).any(), "the paper's knows nothing of its input then"
+
+
+def test_a_residual_portrait_keeps_the_pixels_of_a_large_face():
+    """The change comes from 32 px; what it leaves alone stays as sharp as it was."""
+    model = portraits.PortraitModel(4, 1, residual=True, size=32).eval()
+    torch.nn.init.zeros_(model.generator[-1].weight)
+    torch.nn.init.zeros_(model.generator[-1].bias)
+    image = torch.rand(1, 3, 200, 200) * 0.9 + 0.05
+    with torch.inference_mode():
+        torch.testing.assert_close(model(image), image, atol=1e-3, rtol=0)
+        torch.nn.init.constant_(model.generator[-1].bias, 0.5)
+        brighter = model(image) - image
+    assert (brighter > 0).all(), "and a change reaches every pixel"
+    photograph = np.full((300, 300, 3), 120, np.uint8)
+    photograph[:, 150] = 20  # a line one pixel wide
+    points = portraits.middle_points(photograph)
+    line = portraits.translate_faces(model, photograph, points)[120:180, 148:153].mean((0, 2))
+    assert (line > photograph[150, 148:153, 0]).all()
+    assert line[2] < line[[0, 4]].min() - 40, "and stays a line"
 
 
 def test_statistics_are_taken_in_float32(monkeypatch):

@@ -174,8 +174,8 @@ def enlarge(inputs: int, outputs: int, upsampling: str) -> nn.Sequential:
 class Generator(nn.Sequential):
     """Images (N, 3, S, S) in -1..1 -> images of the other set, likewise; S a multiple of 4."""
 
-    def __init__(self, channels: int = 64, blocks: int = 9, upsampling: str = "resize") -> None:
-        c = channels
+    def __init__(self, channels=64, blocks=9, upsampling="resize", residual=False) -> None:
+        c, self.residual = channels, residual
         super().__init__(
             convolution(3, c, 7),
             convolution(c, 2 * c, 3, stride=2),
@@ -184,8 +184,14 @@ class Generator(nn.Sequential):
             enlarge(4 * c, 2 * c, upsampling),
             enlarge(2 * c, c, upsampling),
             nn.Conv2d(c, 3, 7, 1, 3, padding_mode="reflect"),
-            nn.Tanh(),
         )
+
+    def forward(self, images, large=None):
+        """`large`: the same images with more pixels; these are changed (only if residual)."""
+        change, images = super().forward(images), images if large is None else large
+        if large is not None:
+            change = F.interpolate(change, large.shape[2:], mode="bicubic")
+        return (change + images.clamp(-0.97, 0.97).atanh() * self.residual).tanh()
 
 # %% ../4.1_cyclegan.ipynb #cell-29
 class Discriminator(nn.Sequential):
@@ -210,9 +216,10 @@ def initialise(layer: nn.Module) -> None:
 class Translators(nn.Module, PyTorchModelHubMixin):
     """Two generators, `to_b` and `to_a`; forward gives all images that the losses need."""
 
-    def __init__(self, channels: int = 64, blocks: int = 9, upsampling: str = "resize") -> None:
+    def __init__(self, channels=64, blocks=9, upsampling="resize", residual=False) -> None:
         super().__init__()
-        self.settings = dict(channels=channels, blocks=blocks, upsampling=upsampling)
+        self.settings = dict(channels=channels, blocks=blocks)
+        self.settings |= dict(upsampling=upsampling, residual=residual)
         self.to_b, self.to_a = Generator(**self.settings), Generator(**self.settings)
         self.apply(initialise)
 
@@ -318,7 +325,7 @@ class Run:
         self.optimizers, self.schedulers = prepared[2:4], prepared[4:]
         network, decay = accelerator.unwrap_model(prepared[0]), 1 - 20 / max(40, steps)
         self.average = helpers.moving_average(network, min(0.999, decay))
-        self.best = copy.deepcopy(self.average.module)  # the average at its lowest KID
+        self.best = copy.deepcopy(self.average.module)  # each generator at its lowest KID
         self.pools = nn.ModuleDict({x: ImagePool(pool_size, size) for x in "ab"})
         self.pools.to(accelerator.device)
         self.kept = nn.ModuleList([self.average, self.best, self.pools])
@@ -463,12 +470,14 @@ def means(steps: list[dict], accelerator) -> dict[str, float]:
 
 
 def evaluate(run: Run, evaluator, folder: Path, row: dict, history: list[dict]) -> dict:
-    """The row with the KID of the average, which is kept as `run.best` if it is the lowest."""
+    """The row with the KID of the average; `run.best` keeps its generators at their lowest."""
     network = run.average.module
     row = row | evaluator.kid(network)
     helpers.write_jpeg(evaluator.sheet(network), folder / f"epoch_{row['epoch']:03d}.jpg")
-    if row["kid"] < min((past.get("kid", np.inf) for past in history), default=np.inf):
-        run.best.load_state_dict(network.state_dict())
+    for name in ("to_a", "to_b"):
+        earlier = [past.get(f"kid_{name}", np.inf) for past in history]
+        if row[f"kid_{name}"] < min(earlier, default=np.inf):
+            getattr(run.best, name).load_state_dict(getattr(network, name).state_dict())
     run.accelerator.print("  ".join(f"{name} {row[name]:.4g}" for name in row))
     return row
 
@@ -476,7 +485,7 @@ def evaluate(run: Run, evaluator, folder: Path, row: dict, history: list[dict]) 
 def train(run, loader, checkpoint, evaluator, folder, epochs, sheets=6, **loss_settings):
     """Trains or resumes; returns the history as a table, one row per epoch.
 
-    About `sheets` epochs are evaluated; `run.best` keeps the one with the lowest KID.
+    About `sheets` epochs are evaluated; `run.best` keeps each generator at its lowest KID.
     """
     history, every = checkpoint.resume(), max(1, epochs // sheets)
     for epoch in range(len(history) + 1, epochs + 1):

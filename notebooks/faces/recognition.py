@@ -145,7 +145,8 @@ def augment(crops: torch.Tensor, face_size: int) -> torch.Tensor:
 def resnet18_backbone(start: str = "scratch") -> nn.Module:
     """torchvision's ResNet18 without its classifier, (N, 3, S, S) -> (N, 512).
 
-    `start`: "scratch", or "imagenet" for weights that are downloaded.
+    `start`: "scratch", "imagenet" for weights that are downloaded, or "pretrained" for those of
+    the model that comes with the project.
     """
     backbone = models.resnet18(zero_init_residual=True)
     if start == "imagenet":
@@ -156,9 +157,11 @@ def resnet18_backbone(start: str = "scratch") -> nn.Module:
         except OSError as error:
             reason = f"cannot be downloaded ({type(error).__name__})"
             print(f"ImageNet weights {reason}: training starts from scratch.")
-    elif start != "scratch":
-        raise ValueError(f"start is {start!r}: choose scratch or imagenet.")
+    elif start not in ("scratch", "pretrained"):
+        raise ValueError(f"start is {start!r}: choose scratch, imagenet or pretrained.")
     backbone.fc = nn.Identity()
+    if start == "pretrained":
+        backbone.load_state_dict(helpers.given_state("recognition", "backbone"))
     return backbone
 
 # %% ../2.1_recognition_ce.ipynb #3d84e9b6

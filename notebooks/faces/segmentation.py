@@ -185,8 +185,9 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
 def build(architecture: str, encoder: str, classes: int, encoder_weights=""):
     """A network: images (N, 3, S, S), S a multiple of 32 -> logits (N, classes, S, S).
 
-    `encoder_weights`: "" for a start from scratch, "imagenet" to download them, or a file of
-    one encoder's weights. What is unavailable or does not fit is reported, and not used.
+    `encoder_weights`: "" for a start from scratch, "imagenet" to download them, "pretrained"
+    for the encoder of the parts model that comes with the project, or a file of one encoder's
+    weights. What is unavailable or does not fit is reported, and not used.
     """
     settings = dict(encoder_name=encoder, encoder_weights=None, classes=classes)
     network = smp.create_model(architecture, **settings)
@@ -200,7 +201,9 @@ def build(architecture: str, encoder: str, classes: int, encoder_weights=""):
             kind = type(error).__name__
             print(f"ImageNet weights cannot be downloaded here ({kind}): {scratch}.")
     elif encoder_weights:
-        own, state = network.encoder.state_dict(), read_state(encoder_weights)
+        ours = encoder_weights == "pretrained"
+        state = helpers.given_state("parts", "encoder") if ours else read_state(encoder_weights)
+        own = network.encoder.state_dict()
         names = [name for name in own if not name.endswith("num_batches_tracked")]
         if all(name in state and state[name].shape == own[name].shape for name in names):
             network.encoder.load_state_dict(own | {name: state[name] for name in names})

@@ -30,9 +30,15 @@ def read_annotation(path: Path, columns: list[str] | None = None, dtype=float) -
         raise FileNotFoundError(f"{where} is missing: it comes with CelebA's Anno folder.")
     if not columns:  # the first line is a count, the second names the columns
         with path.open() as lines:
-            columns = [c for c in [next(lines), next(lines)][1].split() if c != "image_id"]
+            header = [next(lines, ""), next(lines, "")][1].split()
+        columns = [column for column in header if column != "image_id"]
     names = ["image_id", *columns]
-    table = pd.read_csv(path, sep=r"\s+", header=None, skiprows=skipped, names=names)
+    try:
+        table = pd.read_csv(path, sep=r"\s+", header=None, skiprows=skipped, names=names)
+    except ValueError as error:
+        raise ValueError(f"{where} is not a valid table ({str(error).strip()}).") from None
+    if table.empty:
+        raise ValueError(f"{where} has no rows: download it again.")
     if not isinstance(table.index, pd.RangeIndex):
         raise ValueError(f"{where}: its rows have more fields than its header.")
     bad = [c for c in columns if table[c].dtype.kind not in "if" or table[c].hasnans]
