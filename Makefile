@@ -22,6 +22,9 @@ endif
 GIVEN = $(foreach name,$(SETTINGS),$(if $($(name)),$(name)="$($(name))"))
 RUN = $(PYTHON) notebooks/run.py --dataset $(DATASET) $(if $(PROFILE),--profile $(PROFILE)) --set $(GIVEN) $(SET) --
 
+# Set-up compiles no module; the first import of one does, once, if it may write.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help run photo test bench lab demo weights onnx export badges outputs lint clean $(STAGES)
 .DEFAULT_GOAL := help
 
