@@ -12,7 +12,7 @@ else
 PYTHON := .venv/bin/python
 PIP := $(PYTHON) -m pip install --quiet --no-compile --disable-pip-version-check
 READY := .venv/.ready
-TEST_READY := .venv/.ready_for_tests
+TEST_READY := .venv/.ready_for_tests .venv/.ready_to_draw
 DEMO_READY := .venv/.ready_for_demo
 ONNX_READY := .venv/.ready_for_onnx
 ifneq (,$(filter draw=True draw=true draw=yes,$(SET)))
@@ -41,7 +41,7 @@ help:  ## this list
 	@$(PIP) -r requirements.txt
 	@touch $@
 
-.venv/.ready_for_tests: .venv/.ready_to_draw .venv/.ready_for_onnx tests/requirements.txt
+.venv/.ready_for_tests: .venv/.ready_for_onnx tests/requirements.txt
 	@$(PIP) -r tests/requirements.txt
 	@touch $@
 

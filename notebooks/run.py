@@ -300,7 +300,7 @@ class Series:
         inputs = self.inputs(stage, parameters)
         now = {"inputs": inputs, "source": source, "upstream": upstream}
         compared = (set(parameters) | set(old.get("parameters", {}))) - {"output"}
-        compared &= compared if asked else EVERYWHERE
+        compared &= compared if asked else EVERYWHERE - NO_RESULT
         same = all(old.get("parameters", {}).get(n) == parameters.get(n) for n in compared)
         same &= {name: old.get(name) for name in now} == now
         executed = self.folder / path.name
@@ -402,10 +402,10 @@ def in_parallel(series: Series, order: list[str], asked: list[str], jobs: int) -
         raise SystemExit(1) from failures[0]
 
 
-def finish(series: Series, quick: bool, seconds: float) -> None:
-    """Says where to look. After a quick run nothing needs caches and checkpoints any more."""
+def finish(series: Series, tidy: bool, seconds: float) -> None:
+    """Says where to look; `tidy` removes what serves to resume, or is quickly made again."""
     runs, where = series.folder.parent, os.path.relpath(series.folder)
-    if quick:
+    if tidy:
         for name in ("checkpoints", "image_cache", "segmentation"):
             shutil.rmtree(runs / name, ignore_errors=True)
     print(f"All done in {seconds / 60:.1f} minutes. To read the notebooks: make lab, {where}/")
@@ -449,7 +449,7 @@ def main() -> None:
             series.bring_up_to_date(stage, stage in asked, f"[{number}/{len(order)}]")
     if "all" in options.stages and not RANK:
         quick = (options.profile or default_profile(options.dataset)) == "quick"
-        finish(series, quick, time.monotonic() - started)
+        finish(series, quick and series.root == ROOT, time.monotonic() - started)
     if lock:
         lock.release()
 
