@@ -229,7 +229,7 @@ def _whole_copies(folder: Path) -> list[Path]:
 
 
 def given_weights(weights: str, name: str = "") -> str:
-    """The parameter `weights`, where "pretrained" is the folder `name` that comes with us.
+    """The parameter `weights`, where "pretrained" is the folder `name` of notebooks/weights.
 
     Raises ValueError where nothing that fits comes with the project.
     """
@@ -243,7 +243,7 @@ def given_weights(weights: str, name: str = "") -> str:
 
 
 def given_state(name: str, part: str) -> dict:
-    """The weights of `part` of the model `name` that comes with us, in float32, by name."""
+    """The weights of `part` of the model `name` in notebooks/weights, in float32, by name."""
     state = load_file(WEIGHTS / name / "model.safetensors")
     inside = {key for key in state if key.startswith(f"{part}.")}
     values = {key.removeprefix(f"{part}."): state[key] for key in inside}

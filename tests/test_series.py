@@ -70,7 +70,8 @@ def test_parameters_are_explicit(stage):
     """No None that is looked up later; folders and files are marked as such for the runner."""
     found = parameters_of(stage)
     assert all(value is not None for value, _ in found.values())
-    for name in {"data", "output", "photographs", "images", "weights"} & set(found):
+    paths = {"data", "output", "photographs", "images", "weights", "encoder_weights"}
+    for name in paths & set(found):
         assert re.match("folder|file", found[name][1]), f"the comment of {name}"
 
 
