@@ -52,7 +52,8 @@ def load_start(network: DeepLab, start: str) -> None:
     """
     is_small = isinstance(network.network, smp.DeepLabV3)
     if start not in ("scratch", "imagenet") and not (start == "pretrained" and is_small):
-        raise ValueError(f"start is {start!r}: choose scratch or imagenet; MobileNetV2 also pretrained.")
+        choices = "scratch or imagenet, with MobileNetV2 also pretrained"
+        raise ValueError(f"start is {start!r}: choose {choices}.")
     if is_small and start != "scratch":
         trained = segmentation.build("DeepLabV3", "mobilenet_v2", 1, start)
         network.network.encoder.load_state_dict(trained.encoder.state_dict())
