@@ -27,9 +27,11 @@ import pandera.pandas as pa
 import torch
 import yaml
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from filelock import FileLock
 
+from notebooks.celeba_files import photograph_folder
 from notebooks.files import (  # noqa: F401 - notebooks use them as helpers.fetch and so on
     bring_back,
     display_path,
@@ -52,6 +54,7 @@ from notebooks.photographs import (  # noqa: F401
     write_jpeg,
 )
 from notebooks.real_data import unpack_sample
+from notebooks.settings import best_precision, check_settings, device_here, precision_here  # noqa: F401
 
 plt.rcParams.update({"figure.dpi": 120, "font.size": 8, "figure.constrained_layout.use": True})
 POINTS = ["left_eye", "right_eye", "nose", "left_mouth", "right_mouth"]  # as seen in the image
@@ -73,16 +76,16 @@ def open_dataset(
 ) -> SimpleNamespace:
     """The folders of a data set: .data, .celeba, .photographs to read, .csv and .runs to write.
 
-    `data` holds celeba/, CelebAMask-HQ/ and so on; empty: data/, or data/sample for the sample.
-    `output` gets csv/ and runs/; empty: the project, whose csv/sample/ is committed: a run on
-    the sample has a copy in runs/sample/manifests/. Raises FileNotFoundError where the folder
-    that a stage `needs` is missing; the sample is unpacked instead.
+    `data` holds celeba/, CelebAMask-HQ/ and so on; empty: data/<name>, or else data/.
+    `output` gets csv/ and runs/; empty: the project, where a run on the sample works on a copy
+    of its manifests. Raises FileNotFoundError where the folder that a stage `needs` is missing.
     """
     is_sample, output = name == "sample" and not data, Path(output or ROOT)
     is_published = name == "sample" and output == ROOT
-    data = Path(data or (output / "data" / "sample" if is_sample else ROOT / "data"))
+    own = output / "data" / name  # of the sample, and where 0.2 writes
+    data = Path(data or (own if is_sample or (own / needs).is_dir() else ROOT / "data"))
     folders = SimpleNamespace(name=name, data=data, celeba=data / "celeba", output=output)
-    folders.photographs = folders.celeba / "img_celeba"
+    folders.photographs = photograph_folder(folders.celeba)
     published, folders.runs = output / "csv" / name, output / "runs" / name
     folders.csv = folders.runs / "manifests" if is_published else published
     is_new = not folders.csv.exists()
@@ -103,7 +106,9 @@ def open_dataset(
 
 
 def run_stages(*stages: str, **settings) -> None:
-    """Runs notebooks in a process of their own, as make does."""
+    """Runs notebooks in a process of their own, as make does; first installs papermill."""
+    needed = [sys.executable, ROOT / "notebooks" / "install_missing.py", "papermill"]
+    subprocess.run(needed, check=True)
     pairs = [f"{name}={value}" for name, value in settings.items()]
     command = [sys.executable, ROOT / "notebooks" / "run.py", *stages, "--set", *pairs]
     subprocess.run(command, check=True)
@@ -234,32 +239,22 @@ def fingerprint(*parts) -> str:
 # ----------------------------------------------------------------------- training runs, models
 
 
-def best_precision(device: str) -> str:
-    """bfloat16 where the matrix units have it, float16 on older GPUs (a T4), else float32."""
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    amx = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16")
-    capable = amx or torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if device == "cpu" and capable else "no"
-
-
 def set_up(
     stage: str, folders: SimpleNamespace, seed=0, device="auto", precision="auto", tracker=""
 ) -> Accelerator:
     """Seeds everything and returns the Accelerator of a stage, by default of the best device.
 
-    Several processes share each batch and have random numbers of their own.
+    Several processes share each batch and have random numbers of their own. A second call in a
+    kernel may choose another device or precision. Raises ValueError for one that is not here.
     """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    best = "cuda" if cuda else "mps" if mps else "cpu"
-    device = best if device == "auto" else device
-    if device not in (best, "cpu"):
-        raise ValueError(f"DEVICE={device} is not available here; there is {best}.")
+    device = device_here(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # of an earlier call in this kernel
+        AcceleratorState._reset_state(reset_partial_state=True)
     logs = folders.runs / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         cpu=device == "cpu",
-        mixed_precision=best_precision(device) if precision == "auto" else precision,
+        mixed_precision=precision_here(precision, device),
         log_with=tracker or None,
         project_dir=str(logs),
         dataloader_config=DataLoaderConfiguration(split_batches=True),

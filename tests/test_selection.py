@@ -70,9 +70,10 @@ def test_an_empty_file_is_named(celeba, name):
         selection.read_celeba(celeba)
 
 
-def test_a_missing_file_is_named(celeba):
-    (celeba / "Anno" / "identity_CelebA.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"identity_CelebA\.txt is missing"):
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_missing_file_is_named(celeba, name):
+    (celeba / "Anno" / f"{name}.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name}\.txt is missing"):
         selection.read_celeba(celeba)
 
 
