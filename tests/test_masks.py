@@ -124,3 +124,13 @@ def test_a_split_file_of_your_own_is_used_as_it_is(series, tmp_path):
     own.to_csv(tmp_path / "own.csv", index=False)
     run_stages(output, "3.1", split_file=tmp_path / "own.csv")
     assert split_of(output)["split"].to_dict() == own.set_index("image_id")["split"].to_dict()
+
+
+def test_nobody_of_the_sample_is_in_two_splits(series):
+    faces = pd.read_csv(series / "data/sample/CelebAMask-HQ/landmarks.csv")
+    person = faces.set_index("number")["identity"]
+    split = pd.read_csv(series / "csv/sample/segmentation_split.csv").set_index("image_id")
+    splits_of = split["split"].groupby(person.reindex(split.index).to_numpy()).nunique()
+    assert len(splits_of) > 5
+    assert (splits_of == 1).all()
+    assert set(split["split"]) == {"train", "val", "test"}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IGNORED', 'NUMBER', 'COLOURS', 'LISTED_ORDER', 'PAINT_ORDER', 'read_mask', 'colourise', 'paint', 'read_label_map',
-           'stratified_split']
+           'stratified_split', 'same_photographs', 'person_split']
 
 # %% ../3.1_mask_merging.ipynb #c8669661
 from pathlib import Path
@@ -12,18 +12,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from scipy.spatial import KDTree
 from sklearn.model_selection import train_test_split
 
 import helpers
 from helpers import PARTS
+from notebooks import celeba_files, mask_files
 
 # %% ../3.1_mask_merging.ipynb #5e2e12b3
 def read_mask(path: str | Path) -> np.ndarray:
-    """One mask as (H, W) bool. Raises ValueError where the file cannot be read."""
+    """One mask as (H, W) bool: white on black, or any other two values, colours or alpha.
+
+    Raises ValueError where the file cannot be read.
+    """
     mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if mask is None:
-        raise ValueError(f"{Path(path).name} cannot be read: download it again")
-    return mask > 127
+    if mask is not None and 0 < cv2.countNonZero(mask) == (mask == 255).sum() < mask.size:
+        return mask > 127
+    return mask_files.mask_of(path)  # slower, for whatever is not black and white
 
 # %% ../3.1_mask_merging.ipynb #colour02
 IGNORED = 255  # label of pixels that do not count
@@ -59,10 +64,14 @@ def paint(masks: dict[str, np.ndarray], order: list[str]) -> np.ndarray:
 
 # %% ../3.1_mask_merging.ipynb #read0002
 def read_label_map(folders, image_id: str, kind: str = "label_maps") -> np.ndarray:
-    """The label map of one photograph, (H, W) uint8; `kind` may be "label_maps_as_listed"."""
+    """The label map of one photograph, (H, W) uint8; `kind` may be "label_maps_as_listed".
+
+    Raises ValueError where it is missing, or holds more than 0 to 18 and IGNORED.
+    """
     path = folders.runs / kind / f"{image_id}.png"
     label_map = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if label_map is None or label_map.ndim != 2 or label_map.max() > len(PARTS):
+    known = [*range(len(PARTS) + 1), IGNORED]
+    if label_map is None or label_map.ndim != 2 or not np.isin(label_map, known).all():
         raise ValueError(
             f"{helpers.display_path(path)} is missing or is not a label map. "
             f"Notebook 3.1 makes it: make 3.1 DATASET={folders.name}"
@@ -86,3 +95,32 @@ def stratified_split(image_ids, flags, counts, seed: int) -> dict[str, list]:
     rest, test = divide(image_ids, 3, test_size=counts[2])
     train, val = divide(rest, 2, train_size=counts[0], test_size=counts[1])
     return {"train": train, "val": val, "test": test}
+
+# %% ../3.1_mask_merging.ipynb #copies02
+def same_photographs(thumbnails, tolerance: float = 0.05) -> np.ndarray:
+    """For each of (N, 16, 16, 3), the row of the first that shows the same photograph.
+
+    They may differ (root mean square) by that share of the first one's standard deviation.
+    """
+    values = np.asarray(thumbnails, np.float32)
+    limits = tolerance * values.std((1, 2, 3))
+    blocks = values.reshape(-1, 4, 4, 4, 4, 3).mean((2, 4)).reshape(len(values), -1)
+    reach = limits * np.sqrt(blocks.shape[1]) + 0.01
+    near = KDTree(blocks).query_ball_point(blocks, reach)  # candidates: alike in blocks
+    first = np.arange(len(values))
+    for row, others in enumerate(near):
+        if first[row] == row:
+            others = np.array([o for o in others if o > row and first[o] == o], int)
+            apart = ((values[others] - values[row]) ** 2).mean((1, 2, 3)) ** 0.5
+            first[others[apart <= limits[row]]] = row
+    return first
+
+# %% ../3.1_mask_merging.ipynb #persons0
+def person_split(person: pd.Series, flags, counts, seed: int) -> dict[str, list]:
+    """`stratified_split` of whole people; `person` by image_id. Counts hold approximately."""
+    worn = pd.DataFrame(flags, person.to_numpy()).groupby(level=0).any()
+    people, share = worn.index.to_numpy(), len(worn) / len(person)
+    val, test = (max(1, round(share * count)) for count in counts[1:])
+    train = min(len(people) - val - test, max(1, round(share * counts[0])))
+    divided = stratified_split(people, worn.to_numpy(), (train, val, test), seed)
+    return {name: list(person.index[person.isin(ids)]) for name, ids in divided.items()}
