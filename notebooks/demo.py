@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import socket
 import sys
 import tempfile
 import zipfile
@@ -19,6 +20,8 @@ from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit(f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}.")
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
@@ -33,6 +36,7 @@ from faces import crops, parts
 from faces.pipeline import detector_file, FacePipeline, Result
 
 LARGEST = 20_000_000  # bytes of a photograph
+PORT, NEXT = 7860, 100  # of the page, and how many more are tried
 COLUMNS = ["face", "person", "cosine", "confidence"]
 GREEN = np.array([0, 255, 90], np.uint8)
 PART_NAMES = (
@@ -238,16 +242,45 @@ def build_page(page: Page) -> gr.Blocks:
     return blocks
 
 
+def problem_of(port: int) -> str:
+    """Why no page can be served on a port of this machine; "" where it can."""
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return "" if port else "there is no such port"
+    except OverflowError:
+        return "there is no such port"
+    except OSError as error:  # taken, or not allowed
+        return os.strerror(error.errno)
+
+
+def open_port(port: int | None) -> int:
+    """The port that was asked for, or else the first free one from 7860 up.
+
+    Raises ValueError with one sentence where it cannot be used.
+    """
+    if port is not None:
+        if reason := problem_of(port):
+            raise ValueError(f"PORT={port} cannot be used ({reason}): choose another one.")
+        return port
+    for number in range(PORT, PORT + NEXT):
+        if not problem_of(number):
+            if number != PORT:
+                print(f"Port {PORT} is taken: the page is on {number}.", flush=True)
+            return number
+    raise ValueError(f"The ports {PORT} to {PORT + NEXT - 1} are taken: choose another, PORT=.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=str(helpers.WEIGHTS), help="folder or hub id")
     parser.add_argument("--recogniser", default="arcface", choices=["arcface", "ce"])
     parser.add_argument("--detector", default="", help="yunet, or its file")
     parser.add_argument("--people", default="", help="folder with a folder for each person")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=int, help="by default the first free one from 7860 up")
     parser.add_argument("--share", action="store_true", help="a public address, by gradio")
     options = parser.parse_args()
     try:
+        port = open_port(options.port)
         file = detector_file(options.detector, helpers.ROOT / "runs")
         more = dict(recogniser=options.recogniser, detector=file)
         pipeline = FacePipeline.from_pretrained(options.models, **more)
@@ -257,7 +290,7 @@ def main() -> None:
         sys.exit(str(error))
     with tempfile.TemporaryDirectory() as uploads:  # gone when the page is closed
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        address = dict(server_name="127.0.0.1", server_port=options.port, share=options.share)
+        address = dict(server_name="127.0.0.1", server_port=port, share=options.share)
         page = build_page(Page(pipeline, uploads))
         page.launch(max_file_size=LARGEST, show_error=True, **address)
 

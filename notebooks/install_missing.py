@@ -1,10 +1,20 @@
-"""Installs what requirements.txt names and this Python lacks; what is installed stays."""
+"""Installs what a kernel needs of requirements.txt and this Python lacks; nothing is changed.
+
+Packages that run notebooks from outside are left out, unless they are named:
+python notebooks/install_missing.py papermill
+"""
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit(f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}.")
 
 import importlib.metadata
 import re
 import subprocess
-import sys
 from pathlib import Path
+
+OUTSIDE = {"jupyter", "ipykernel", "papermill"}  # a notebook that is open has its kernel
 
 
 def normal(name: str) -> str:
@@ -22,7 +32,8 @@ wanted = re.findall(r"^([\w-]+)(\S*)", requirements, re.MULTILINE)
 # Any flavour of OpenCV serves; two of them in one environment overwrite each other's files.
 if any(name.startswith("opencv-") for name in installed):
     installed.setdefault("opencv-python-headless", "")
-missing = [name + bound for name, bound in wanted if normal(name) not in installed]
+passed_over = (OUTSIDE - {*sys.argv[1:]}) | {*installed}
+missing = [name + bound for name, bound in wanted if normal(name) not in passed_over]
 if missing:
     print("Installing", ", ".join(missing), flush=True)
     kept = [

@@ -19,18 +19,29 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
-import nbformat
-import papermill
-import yaml
-from filelock import FileLock, Timeout
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit(f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}.")
+try:
+    import nbformat
+    import papermill
+    import yaml
+    from filelock import FileLock, Timeout
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+except ModuleNotFoundError as error:
+    sys.exit(f"{error.name} is not installed: {sys.executable} -m pip install {error.name}")
+
+from settings import check_settings
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 # stage -> the stages whose files it reads; only the sample needs 0.1, which unpacks it
 NEEDS = {
     "0.1": [],
+    "0.2": ["0.1"],
     "1.1": ["0.1"],
     "1.2": ["1.1"],
     "1.3": ["1.1"],
@@ -48,6 +59,7 @@ NEEDS = {
 }
 # what a stage writes to runs/<dataset>/; csv/manifests.yaml names its tables
 MAKES = {
+    "0.2": ["own_photographs"],
     "1.3": ["Cropped"],
     "1.4": ["landmarks"],
     "1.5": ["Aligned_*"],
@@ -75,6 +87,14 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: a tenth less t
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two stages at once share the cores
 
 
+def has_identities(celeba: Path) -> bool:
+    """Whether a copy of CelebA says who is who."""
+    sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]
+    from notebooks.celeba_files import annotation_file  # imports pandas: only where needed
+
+    return annotation_file(celeba, "identity_CelebA") is not None
+
+
 def notebook_of(stage: str) -> Path:
     found = sorted(HERE.glob(f"{stage}_*.ipynb"))
     if not found:
@@ -99,13 +119,12 @@ def value_of(name: str, text: str, default: object, comment: str = "") -> object
             return {"true": True, "yes": True, "false": False, "no": False}[text.lower()]
         if isinstance(default, list):
             return ast.literal_eval(text) if text.startswith("[") else text.split(",")
-        if name in ("epochs", "batch_size") and int(text) < 1:
-            raise ValueError
         if isinstance(default, (int, float)):
             return type(default)(text)
     except (KeyError, ValueError, SyntaxError):
-        kind = "whole number from 1 up" if isinstance(default, int) else type(default).__name__
-        sys.exit(f"{name.upper()}={text} is not valid: a {kind} is expected, like {default!r}.")
+        kinds = {bool: "True or False", int: "a whole number", float: "a number"}
+        expected = f"{kinds.get(type(default), 'a list')} is expected, like {default!r}"
+        sys.exit(f"{name.upper()}={text} is not valid: {expected}.")
     path = Path(text).expanduser()
     is_path = (
         re.match("(folder|file)s? ", comment) and text and (path.exists() or name == "output")
@@ -156,6 +175,8 @@ def library_of(source: str, known: set[str]) -> list[str]:
             names = [f"faces/{node.module}"]  # from .alignment import SIZE
         elif isinstance(node, ast.ImportFrom) and (node.level or node.module == "faces"):
             names = [f"faces/{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "notebooks":
+            names = [alias.name for alias in node.names]  # from notebooks import celeba_files
         elif isinstance(node, ast.ImportFrom):  # from draw_light import unit
             names = [node.module.replace(".", "/")]
         for path in [HERE / f"{name}.py" for name in sorted(set(names) - known)]:
@@ -171,7 +192,8 @@ def hashes_of(notebook: nbformat.NotebookNode) -> tuple[str, str]:
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     known = {"faces/pipeline"}  # draws a last figure; its edits train nothing anew
     library = library_of("\n".join(cells), known)
-    plumbing = [ROOT / "helpers.py", HERE / "files.py", HERE / "photographs.py"]
+    plumbing = [HERE / f"{name}.py" for name in ("files", "photographs", "settings")]
+    plumbing.append(ROOT / "helpers.py")
     training = [cell for cell in cells if "#| export" in cell or ".backward(" in cell]
     parts = [cells + library + [path.read_text() for path in plumbing], training + library]
     texts = ["\0".join(map(code_of, part)) for part in parts]
@@ -197,6 +219,14 @@ def claim(folder: Path) -> FileLock | None:
     return lock
 
 
+class OwnKernel(AsyncKernelManager):
+    """The kernel of this Python, whatever another environment installed as python3."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(**get_kernel_dict())
+
+
 class Series:
     """The run of one data set: its stages, their parameters, what is up to date."""
 
@@ -206,7 +236,9 @@ class Series:
         self.dataset, self.settings, self.profile = dataset, settings, profile
         self.left_out: set[str] = set()
         self.root = Path(settings.get("output") or ROOT).expanduser().resolve()
-        self.data = Path(settings.get("data") or ROOT / "data").expanduser()
+        own = self.root / "data" / dataset  # where 0.2 writes
+        place = own if any((own / name).is_dir() for name in SETS.values()) else ROOT / "data"
+        self.data = Path(settings.get("data") or place).expanduser()
         self.folder = self.root / "runs" / dataset / "notebooks"
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -233,7 +265,10 @@ class Series:
                 where = f"there is no {name}/ in {os.path.relpath(self.data)}"
                 print(f"{' '.join(sorted(after))} left out: {where}", flush=True)
                 self.left_out |= after
-        return [stage for stage in NEEDS if stage != "0.1" and stage not in self.left_out]
+        if "1.1" not in self.left_out and not has_identities(self.data / "celeba"):
+            print("2.1 2.2 5.1 left out: no table says who is who (identity_CelebA.txt)")
+            self.left_out |= {"2.1", "2.2", "5.1"}
+        return [stage for stage in NEEDS if stage > "1" and stage not in self.left_out]
 
     def order(self, stages: list[str]) -> list[str]:
         """`stages` and all that they need, in order."""
@@ -333,7 +368,8 @@ class Series:
         executed = self.folder / path.name
         ending = f".{RANK}.running.ipynb" if RANK else ".running.ipynb"
         temporary = executed.with_suffix(ending)
-        options = dict(kernel_name="python3", progress_bar=False, cwd=HERE)
+        options = dict(kernel_name="python3", kernel_manager_class=OwnKernel)
+        options |= dict(progress_bar=False, cwd=HERE)
         try:
             papermill.execute_notebook(
                 path, temporary, parameters, extra_arguments=["--log-level=40"], **options
@@ -437,9 +473,13 @@ def main() -> None:
     profile = profile_of(options.dataset, options.profile)
     series = Series(options.dataset, settings, profile)
     asked = series.everything() if "all" in options.stages else options.stages
-    for stage in asked:  # a wrong value is said before anything runs
-        series.wanted(stage, asked=True)
     order, started = series.order(asked), time.monotonic()
+    for stage in order:  # a wrong value is said before anything runs
+        values = {name: value for name, (value, _) in parameters_of(stage).items()}
+        try:
+            check_settings(stage, values | series.wanted(stage, stage in asked))
+        except ValueError as error:
+            sys.exit(str(error))
     lock = claim(series.folder)
     jobs = options.jobs or (jobs_here() if "all" in options.stages else 1)
     if jobs > 1:

@@ -359,10 +359,11 @@ def test_without_architectures_only_the_long_run_is_trained(series, tmp_path):
 
 
 def test_a_split_without_test_photographs_is_refused():
-    split = pd.DataFrame({"image_id": ["1", "2", "3"], "split": ["train", "val", "test"]})
+    parts_of = ["train", "val", "test", "train"]
+    split = pd.DataFrame({"image_id": ["1", "2", "3", "4"], "split": parts_of})
     rows = segmentation.split_rows(split)
     assert {name: list(index) for name, index in rows.items()} == dict(
-        train=[0], val=[1], test=[2]
+        train=[0, 3], val=[1], test=[2]
     )
     with pytest.raises(ValueError, match="no photographs left for val and test"):
         segmentation.split_rows(split, without=["2", "3"])
