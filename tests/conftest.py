@@ -15,8 +15,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "notebooks"), str(ROOT / "benchmarks")]
 os.environ["FACES_KEEP"] = ""  # no test writes to a Drive that may be mounted
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of the processes that test at once
 
+EVERYTHING = bool(os.environ.get("FACES_TEST_EVERYTHING"))
+takes_a_minute = pytest.mark.skipif(
+    not EVERYTHING, reason="takes a minute: FACES_TEST_EVERYTHING=1 make test runs it"
+)
 SMALL = {
     "share": 0.2,
+    "sample_people": 3,
     "identities": 6,
     "save_images": True,
     "start": "scratch",
@@ -63,6 +68,7 @@ def small(*stages: str, without: tuple[str, ...] = ()) -> dict:
     return {name: value for name, value in SMALL.items() if name in names}
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config) -> int:
     """`-n auto`: one process for each core, four at most."""
     return min(4, os.cpu_count() or 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import copy_series, run_stages, small
+from conftest import copy_series, run_stages, small, takes_a_minute
 from PIL import Image
 from scipy.spatial.distance import cdist
 from torch.nn import functional as F
@@ -193,6 +193,7 @@ def test_occlusion_scores_hold_every_test_set(series):
     assert ((mask >= 0) & (mask <= 1)).all()
 
 
+@takes_a_minute
 def test_any_photograph_gets_a_mask_of_its_size(series, tmp_path):
     """Grey, CMYK, with alpha, rotated by EXIF, tiny, 16 bits; broken files are rejected."""
     output, own = tmp_path / "out", tmp_path / "own"

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import copy_series, ROOT, run_stages
+from conftest import copy_series, ROOT, run_stages, takes_a_minute
 from PIL import Image
 from safetensors.torch import load_file
 from skimage import data
@@ -269,6 +269,7 @@ def test_twenty_megapixels_are_reduced(tmp_path):
     assert (target / "large.jpg.png").exists()
 
 
+@takes_a_minute
 def test_a_folder_is_processed_and_what_cannot_be_is_rejected(series, tmp_path):
     output, own = tmp_path / "series", tmp_path / "own"
     copy_series(series, output)
@@ -506,7 +507,7 @@ def test_a_wrong_download_is_refused(address, tmp_path, path, message):
         ("set", 100_000, "more than 0 MB; save it smaller"),
         ("set", 200_000, "cannot be decoded"),
         ("missing", 200_000, "missing cannot be downloaded .*404"),
-        ("two words", 200_000, "two words cannot be downloaded"),
+        ("two words", 200_000, "two words: cannot be decoded"),
     ],
 )
 def test_a_url_that_is_no_photograph_is_one_sentence(address, path, limit, message):

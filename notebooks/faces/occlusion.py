@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FACE', 'KINDS', 'TRAINED', 'face_of', 'occluded_images', 'ellipse', 'rod', 'microphone', 'hand', 'card', 'rectangles',
            'cloth_mask', 'skin_of', 'surface_of', 'shaded', 'occlude', 'Occlude', 'outline', 'boundary_f', 'score_mask',
-           'face_probability', 'mask_of_photograph', 'frames_of']
+           'face_probability', 'mask_of_photograph']
 
 # %% ../3.4_face_under_occlusion.ipynb #1cb4b2d4
 import json
@@ -256,20 +256,3 @@ def mask_of_photograph(network, photograph, sides=(128, 192, 288), accelerator=N
         probability = face_probability(network, small[None], accelerator)[0]
         total += cv2.resize(probability, (width, height))
     return total / len(sides)
-
-# %% ../3.4_face_under_occlusion.ipynb #faf2f554
-def frames_of(path, most=120, side=400):
-    """At most `most` frames spread over a video, (H, W, 3) RGB, and the milliseconds between.
-
-    Their longer side is at most `side` pixels.
-    """
-    video, frames, number = cv2.VideoCapture(str(path)), [], -1
-    every = max(1, -(-int(video.get(cv2.CAP_PROP_FRAME_COUNT)) // most))
-    while video.grab():
-        number += 1
-        if number % every == 0:
-            frame = video.retrieve()[1][..., ::-1]
-            zoom = min(1.0, side / max(frame.shape[:2]))
-            small = cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
-            frames.append(small)
-    return frames, 1000 * every / (video.get(cv2.CAP_PROP_FPS) or 10)

@@ -8,7 +8,7 @@ __all__ = ['RECOGNISERS', 'OPTIONAL', 'SHORT', 'THRESHOLD', 'BOX_CENTRE', 'BOX_S
            'best_device', 'Chain', 'process', 'FacePipeline', 'recogniser_matrix', 'celeba_hq_matrix', 'crop_faces',
            'boxes_of', 'align', 'detector_file', 'yunet', 'points_of', 'embed', 'recognise', 'segment', 'find_parts',
            'find_mask', 'make_portrait', 'run_stage', 'timed', 'panels_of', 'compare_cosines', 'compare_on_real',
-           'two_people', 'from_colab', 'download', 'photograph_from', 'is_folder', 'open_result', 'try_to_open',
+           'two_people', 'from_colab', 'content_of', 'photograph_from', 'is_folder', 'open_result', 'try_to_open',
            'matches_of', 'zoom_in', 'wide_figure', 'read_person', 'enroll', 'row_of', 'process_folder', 'write_result',
            'answer', 'main']
 
@@ -17,12 +17,11 @@ import argparse
 import json
 import shutil
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -46,6 +45,7 @@ from faces import (
     recognition,
     segmentation,
 )
+from notebooks import photographs
 
 # %% ../5.1_photo_to_everything.ipynb #face
 @dataclass
@@ -518,29 +518,17 @@ def from_colab(source: str) -> bytes:
     raise helpers.PhotographError("No file was uploaded: run the cell again and choose one.")
 
 # %% ../5.1_photo_to_everything.ipynb #photograph-from
-def download(url: str, limit: int) -> bytes:
-    """What a URL gives, at most `limit` bytes; raises PhotographError."""
-    try:
-        with urllib.request.urlopen(url, timeout=20) as answer:
-            content = answer.read(limit + 1)
-    except (OSError, HTTPException) as error:
-        raise helpers.PhotographError(f"{url} cannot be downloaded ({error})") from None
-    if len(content) > limit:
-        megabytes = f"more than {limit / 1e6:.0f} MB"
-        reason = f"{url}: {megabytes}; save it smaller and give the path of the file."
-        raise helpers.PhotographError(reason)
-    return content
+def content_of(source: str | Path, limit: int) -> str | Path | bytes:
+    """A path as it is; what a URL, "upload" or "webcam" gives as bytes, at most `limit`."""
+    if source in ("upload", "webcam"):
+        return from_colab(source)
+    return photographs.download(str(source), limit) if photographs.is_url(source) else source
 
 
-def photograph_from(source: str | Path, limit: int = 20_000_000) -> np.ndarray:
+def photograph_from(source: str | Path, limit: int = 100_000_000) -> np.ndarray:
     """A photograph (H, W, 3) uint8 from a path, a URL, "upload" or "webcam", as it is."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "downloaded_photograph"
-        if source in ("upload", "webcam"):
-            path.write_bytes(from_colab(source))
-        elif str(source).startswith(("http://", "https://")):
-            path.write_bytes(download(str(source), limit))
-        return helpers.read_photograph(path if path.exists() else source)
+    name = photographs.source_name(source)
+    return photographs.read_reduced(content_of(source, limit), name=name)[0]
 
 # %% ../5.1_photo_to_everything.ipynb #open-result
 def is_folder(source) -> bool:
@@ -553,16 +541,17 @@ LARGEST = 1600  # pixels of the longer side
 
 def open_result(image) -> Result:
     """A Result without faces, of a path, a URL, an array or a PIL image; large ones shrink."""
-    name = "" if isinstance(image, np.ndarray | Image.Image) else Path(str(image)).name
+    name, size = "", None
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    elif not isinstance(image, np.ndarray):
-        image = photograph_from(image)
+        image = photographs.pixels_of(image)
+    elif not isinstance(image, np.ndarray):  # decoded at a smaller size, to save memory
+        name = photographs.source_name(image)
+        image, size = photographs.read_reduced(content_of(image, 100_000_000), LARGEST, name)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         got = f"{image.dtype} {image.shape}"
         raise helpers.PhotographError(f"An array must be (H, W, 3) uint8, RGB; this is {got}.")
-    scale = max(1.0, max(image.shape[:2]) / LARGEST)
-    if scale > 1:
+    scale = max(1.0, max(size or image.shape[:2]) / LARGEST)
+    if max(image.shape[:2]) > LARGEST:
         image = cv2.resize(image, None, None, 1 / scale, 1 / scale, cv2.INTER_AREA)
     return Result(image, [], source=name, scale=scale)
 
@@ -573,7 +562,7 @@ def try_to_open(image) -> Result:
         return open_result(image)
     except helpers.PhotographError as error:
         nothing = np.full((1, 1, 3), 128, np.uint8)
-        return Result(nothing, [], source=Path(str(image)).name, problem=str(error))
+        return Result(nothing, [], source=photographs.source_name(image), problem=str(error))
 
 # %% ../5.1_photo_to_everything.ipynb #matches
 WIDTHS = {
@@ -634,6 +623,7 @@ def wide_figure(photograph: np.ndarray, faces: list[Face], gallery=None, size: f
 def read_person(pipeline: FacePipeline, folder: Path) -> tuple[list, list, dict[str, str]]:
     """Embeddings (512,) and crops of one person's photographs; file -> why it was left out."""
     embeddings, images, reasons = [], [], {}
+    person = photographs.printable(folder.name)
     for result in map(try_to_open, helpers.list_images(folder)):
         points = [] if result.problem else pipeline.find(result.photograph)[0]
         if len(points) == 1:
@@ -641,9 +631,9 @@ def read_person(pipeline: FacePipeline, folder: Path) -> tuple[list, list, dict[
             embeddings.append(found[0][0])
             images.append(found[1][0])
         else:
-            count = f"{len(points)} faces found, one is needed to enroll {folder.name}"
+            count = f"{len(points)} faces found, one is needed to enroll {person}"
             reason = result.problem or f"{result.source}: {count}"
-            reasons[f"{folder.name}/{result.source}"] = reason
+            reasons[f"{person}/{result.source}"] = reason
     return embeddings, images, reasons
 
 # %% ../5.1_photo_to_everything.ipynb #enroll
@@ -664,14 +654,15 @@ def enroll(
     entries = zip(gallery.centres, gallery.images, strict=True)
     known, reasons = dict(zip(gallery.names, entries, strict=True)), {}
     for person in people:
+        name = photographs.printable(person.name)
         try:
             embeddings, images, problems = read_person(pipeline, person)
         except FileNotFoundError as error:  # an empty folder
-            embeddings, problems = [], {person.name: str(error)}
+            embeddings, problems = [], {name: str(error)}
         reasons |= problems
         if embeddings:
             mean = np.mean(embeddings, 0)
-            known[person.name] = mean / np.linalg.norm(mean), images[0]
+            known[name] = mean / np.linalg.norm(mean), images[0]
     centres, images = map(np.stack, zip(*known.values(), strict=True))
     return Gallery(list(known), centres, images, gallery.threshold, gallery.recogniser), reasons
 
@@ -691,7 +682,7 @@ def process_folder(
 
     A figure of each photograph goes to the folder `target`.
     """
-    rows, reasons = [], {}
+    rows, reasons, taken = [], {}, set()
     for result in pipeline.stream(folder):
         if not result.faces:
             reasons[result.source] = result.problem or f"{result.source}: no face was found"
@@ -701,14 +692,16 @@ def process_folder(
             row = row_of(face, pipeline.gallery, result.scale)
             rows.append({**same, "face": index, **row})
         figure = result.plot()
-        helpers.write_atomically(target / f"{result.source}.png", figure.savefig)
+        name = photographs.result_name(result.source, taken)
+        save = partial(figure.savefig, format="png")
+        helpers.write_atomically(target / f"{name}.png", save)
         plt.close(figure)
     return rows, reasons
 
 # %% ../5.1_photo_to_everything.ipynb #line-main
-def write_result(result: Result, folder: Path) -> list[Path]:
-    """Writes the figure and the JSON of a result; returns their paths."""
-    name = result.source or "astronaut"
+def write_result(result: Result, folder: Path, taken: set[str]) -> list[Path]:
+    """Writes the figure and the JSON of a result, under a name not `taken`; their paths."""
+    name = photographs.result_name(result.source or "astronaut", taken)
     figure, text = result.plot(), json.dumps(result.to_dict(), indent=1)
     paths = [folder / f"{name}.png", folder / f"{name}.json"]
     helpers.write_atomically(paths[0], lambda path: figure.savefig(path, format="png", dpi=120))
@@ -722,12 +715,13 @@ def answer(options: argparse.Namespace) -> None:
     pipeline = FacePipeline.from_pretrained(options.models)
     for reason in (pipeline.enroll(options.people) if options.people else {}).values():
         print(reason)
+    folder, taken = Path(options.output), set()
     for source in options.photographs or [helpers.astronaut()]:
         for result in pipeline.stream(source if is_folder(source) else [source]):
             if result.problem:
                 print(result.problem)
                 continue
-            paths = map(helpers.display_path, write_result(result, Path(options.output)))
+            paths = map(helpers.display_path, write_result(result, folder, taken))
             seconds = sum(result.milliseconds.values()) / 1000
             print(f"faces: {len(result.faces)}, {seconds:.1f} s, {', '.join(paths)}")
 

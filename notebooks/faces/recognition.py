@@ -40,6 +40,8 @@ def labelled_faces(folders) -> tuple[pd.DataFrame, int]:
     have the labels after them, unseen people have -1.
     """
     train = helpers.read_manifest("train", folders)
+    if train.empty:
+        raise ValueError("train.csv names nobody: identity_CelebA.txt is needed, then make 1.1")
     named = train.drop_duplicates(["identity", "label"]).set_index("identity")["label"]
     if named.index.has_duplicates or sorted(named) != list(range(len(named))):
         last = train["identity"].nunique() - 1

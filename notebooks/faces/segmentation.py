@@ -35,6 +35,7 @@ from torchvision.transforms import v2
 import helpers
 from . import crops, parts
 from helpers import PARTS
+from notebooks import mask_files
 
 # %% ../3.2_segmentation_architectures.ipynb #cachemap
 def cached_label_maps(folders, image_ids, size: int, kind: str = "label_maps") -> np.ndarray:
@@ -57,8 +58,8 @@ def cached_label_maps(folders, image_ids, size: int, kind: str = "label_maps") -
 # %% ../3.2_segmentation_architectures.ipynb #c0f67eab
 def part_cache(folders, image_ids, size: int, photographs, kind: str = "label_maps"):
     """Photographs (N, size, size, 3) and label maps (N, size, size), uint8, memory-mapped."""
-    photographs, image_ids = Path(photographs), list(image_ids)
-    names = [f"{image_id}.jpg" for image_id in image_ids]
+    photographs, image_ids = mask_files.photograph_folder(photographs), list(image_ids)
+    names = mask_files.photograph_names(photographs, image_ids)
     sides = np.array([helpers.image_size(photographs / name) for name in names], float)
     matrices = np.zeros((len(names), 2, 3))
     matrices[:, 0, 0], matrices[:, 1, 1] = (size / sides).T
@@ -81,6 +82,11 @@ def split_rows(split: pd.DataFrame, without=()) -> dict[str, np.ndarray]:
         raise ValueError(
             f"segmentation_split.csv has no photographs left for {' and '.join(empty)}: "
             "make 3.1 with other counts or another split file."
+        )
+    if len(rows["train"]) < 2:
+        raise ValueError(
+            "segmentation_split.csv has one training photograph, and batch normalisation needs "
+            "two: make 3.1 with other counts or another split file."
         )
     return rows
 
