@@ -5,7 +5,7 @@ import pytest
 
 draw_people = pytest.importorskip("draw_people", reason="needs notebooks/draw_requirements.txt")
 from draw_photographs import make_shot, photograph, plain_shot
-from draw_sample import draw_sample, make_people, overlapping_parts, pack
+from draw_sample import make_people, overlapping_parts
 
 PART = draw_people.PART
 
@@ -69,18 +69,3 @@ def test_tones_ages_and_sexes_are_spread_evenly(people):
     assert np.histogram(tones, 6, (0, 9))[0].min() >= 10
     assert np.histogram(ages, 4, (18, 70))[0].min() >= 15
     assert sum(person.male for person in people) == 36
-
-
-def test_the_same_settings_draw_and_pack_the_same_bytes(tmp_path):
-    few = {"seed": 3, "many_people": 1, "images_each": 1, "few_people": 1, "images_few": 1}
-    few |= {"share_flawed": 0.5, "masked_faces": 1, "unpaired": 1, "covered": 1, "frames": 2}
-    for name in "ab":
-        draw_sample(tmp_path / name, few)
-        pack(tmp_path / name, tmp_path / f"{name}.zip")
-    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
-    names = {path.parent.name for path in (tmp_path / "a").rglob("*.jpg")}
-    assert {"img_celeba", "CelebA-HQ-img", "trainA", "testB", "covered_faces"} <= names
-    assert len(list((tmp_path / "a/how_a_face_is_built_up").iterdir())) == 6
-    made = (tmp_path / "a/made_by.txt").stat().st_mtime_ns
-    draw_sample(tmp_path / "a", few)
-    assert (tmp_path / "a/made_by.txt").stat().st_mtime_ns == made, "it is not drawn again"

@@ -255,3 +255,18 @@ def test_a_start_from_the_pretrained_backbone():
         assert torch.equal(value, ours[name].to(value.dtype)), name
     with pytest.raises(ValueError, match="start is 'nothing'"):
         recognition.resnet18_backbone("nothing")
+
+
+def test_the_interval_of_a_tar_follows_its_people():
+    """Separated scores give 1, reversed ones 0; one hard person of four widens the interval."""
+    identity = np.repeat(np.arange(4), 5)
+    first, second = np.triu_indices(len(identity), 1)
+    same, people = identity[first] == identity[second], identity[np.stack([first, second])]
+    tar = lambda scores: arcface.bootstrap_tar(scores, same, people, 0.01, draws=50)  # noqa: E731
+    assert (tar(same.astype(float)) == 1).all()
+    assert (tar(1.0 - same) == 0).all()
+    hard = same & (people[0] != 3)
+    drawn = tar(hard + 0.5 * ~same)
+    assert drawn.min() < 0.5 < drawn.max() <= 1
+    expected = arcface.verify(hard + 0.5 * ~same, same, "x")[0][1]["tar"]
+    assert abs(np.median(drawn) - expected) < 0.15

@@ -111,8 +111,8 @@ def test_unpaired_sets_and_covered_faces_are_there(series):
     assert cv2.VideoCapture(str(sample / "turning_head.avi")).read()[0]
 
 
-FEW = {"many_people": 2, "images_each": 2, "few_people": 1, "images_few": 1, "masked_faces": 2}
-FEW |= {"unpaired": 2, "covered": 2, "frames": 2, "draw": True}
+FEW = {"seed": 3, "many_people": 1, "images_each": 2, "few_people": 1, "images_few": 1}
+FEW |= {"share_flawed": 0.5, "masked_faces": 2, "unpaired": 1, "covered": 1, "frames": 2}
 
 
 def digests(folder):
@@ -122,16 +122,23 @@ def digests(folder):
 
 
 def test_one_seed_draws_the_same_bytes(tmp_path):
+    """By the notebook and by the program, which can also be packed; nothing is drawn twice."""
     pytest.importorskip("numba")
-    for name in "ab":
-        run_stages(tmp_path / name, "0.1", **FEW)
-    first, second = (digests(tmp_path / name / "data/sample") for name in "ab")
-    assert first == second
-    stamp = tmp_path / "a/data/sample/made_by.txt"
-    drawn = stamp.stat().st_mtime_ns
-    (tmp_path / "a/runs/sample/notebooks/0.1.json").unlink()
-    run_stages(tmp_path / "a", "0.1", **FEW)
-    assert stamp.stat().st_mtime_ns == drawn, "it is not drawn again"
+    from draw_sample import draw_sample, pack
+
+    run_stages(tmp_path / "a", "0.1", draw=True, **FEW)
+    first, second = tmp_path / "a/data/sample", tmp_path / "b"
+    draw_sample(second, FEW)
+    assert digests(first) == digests(second)
+    drawn = (second / "made_by.txt").stat().st_mtime_ns
+    draw_sample(second, FEW)
+    assert (second / "made_by.txt").stat().st_mtime_ns == drawn, "it is not drawn again"
+    for folder in (first, second):
+        pack(folder, tmp_path / f"{folder.name}.zip")
+    assert (tmp_path / "sample.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    names = {path.parent.name for path in second.rglob("*.jpg")}
+    assert {"img_celeba", "CelebA-HQ-img", "trainA", "testB", "covered_faces"} <= names
+    assert len(list((second / "how_a_face_is_built_up").iterdir())) == 6
 
 
 def test_the_whole_sample_is_unpacked(tmp_path):
