@@ -45,7 +45,7 @@ from faces import (
     recognition,
     segmentation,
 )
-from notebooks import photographs
+from notebooks import photographs as reading
 
 # %% ../5.1_photo_to_everything.ipynb #face
 @dataclass
@@ -522,13 +522,13 @@ def content_of(source: str | Path, limit: int) -> str | Path | bytes:
     """A path as it is; what a URL, "upload" or "webcam" gives as bytes, at most `limit`."""
     if source in ("upload", "webcam"):
         return from_colab(source)
-    return photographs.download(str(source), limit) if photographs.is_url(source) else source
+    return reading.download(str(source), limit) if reading.is_url(source) else source
 
 
 def photograph_from(source: str | Path, limit: int = 100_000_000) -> np.ndarray:
     """A photograph (H, W, 3) uint8 from a path, a URL, "upload" or "webcam", as it is."""
-    name = photographs.source_name(source)
-    return photographs.read_reduced(content_of(source, limit), name=name)[0]
+    name = reading.source_name(source)
+    return reading.read_reduced(content_of(source, limit), name=name)[0]
 
 # %% ../5.1_photo_to_everything.ipynb #open-result
 def is_folder(source) -> bool:
@@ -543,10 +543,10 @@ def open_result(image) -> Result:
     """A Result without faces, of a path, a URL, an array or a PIL image; large ones shrink."""
     name, size = "", None
     if isinstance(image, Image.Image):
-        image = photographs.pixels_of(image)
+        image = reading.pixels_of(image)
     elif not isinstance(image, np.ndarray):  # decoded at a smaller size, to save memory
-        name = photographs.source_name(image)
-        image, size = photographs.read_reduced(content_of(image, 100_000_000), LARGEST, name)
+        name = reading.source_name(image)
+        image, size = reading.read_reduced(content_of(image, 100_000_000), LARGEST, name)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         got = f"{image.dtype} {image.shape}"
         raise helpers.PhotographError(f"An array must be (H, W, 3) uint8, RGB; this is {got}.")
@@ -562,7 +562,7 @@ def try_to_open(image) -> Result:
         return open_result(image)
     except helpers.PhotographError as error:
         nothing = np.full((1, 1, 3), 128, np.uint8)
-        return Result(nothing, [], source=photographs.source_name(image), problem=str(error))
+        return Result(nothing, [], source=reading.source_name(image), problem=str(error))
 
 # %% ../5.1_photo_to_everything.ipynb #matches
 WIDTHS = {
@@ -623,7 +623,7 @@ def wide_figure(photograph: np.ndarray, faces: list[Face], gallery=None, size: f
 def read_person(pipeline: FacePipeline, folder: Path) -> tuple[list, list, dict[str, str]]:
     """Embeddings (512,) and crops of one person's photographs; file -> why it was left out."""
     embeddings, images, reasons = [], [], {}
-    person = photographs.printable(folder.name)
+    person = reading.printable(folder.name)
     for result in map(try_to_open, helpers.list_images(folder)):
         points = [] if result.problem else pipeline.find(result.photograph)[0]
         if len(points) == 1:
@@ -654,7 +654,7 @@ def enroll(
     entries = zip(gallery.centres, gallery.images, strict=True)
     known, reasons = dict(zip(gallery.names, entries, strict=True)), {}
     for person in people:
-        name = photographs.printable(person.name)
+        name = reading.printable(person.name)
         try:
             embeddings, images, problems = read_person(pipeline, person)
         except FileNotFoundError as error:  # an empty folder
@@ -692,7 +692,7 @@ def process_folder(
             row = row_of(face, pipeline.gallery, result.scale)
             rows.append({**same, "face": index, **row})
         figure = result.plot()
-        name = photographs.result_name(result.source, taken)
+        name = reading.result_name(result.source, taken)
         save = partial(figure.savefig, format="png")
         helpers.write_atomically(target / f"{name}.png", save)
         plt.close(figure)
@@ -701,7 +701,7 @@ def process_folder(
 # %% ../5.1_photo_to_everything.ipynb #line-main
 def write_result(result: Result, folder: Path, taken: set[str]) -> list[Path]:
     """Writes the figure and the JSON of a result, under a name not `taken`; their paths."""
-    name = photographs.result_name(result.source or "astronaut", taken)
+    name = reading.result_name(result.source or "astronaut", taken)
     figure, text = result.plot(), json.dumps(result.to_dict(), indent=1)
     paths = [folder / f"{name}.png", folder / f"{name}.json"]
     helpers.write_atomically(paths[0], lambda path: figure.savefig(path, format="png", dpi=120))
