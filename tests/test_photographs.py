@@ -384,3 +384,42 @@ def test_a_file_without_a_picture_is_one_sentence(tmp_path, content):
         photographs.read_video(tmp_path / "x.mp4")
     with pytest.raises(PhotographError, match=r"y\.mp4: no such video"):
         photographs.read_video(tmp_path / "y.mp4")
+
+
+# --------------------------------------------------------------------------------------- finder
+
+
+@pytest.fixture(scope="module")
+def finder():
+    from faces import landmarks
+    from helpers import WEIGHTS
+
+    model = landmarks.LandmarkModel.from_pretrained(WEIGHTS / "landmarks")
+    return landmarks.FaceFinder(model.eval())
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_photograph_on_its_side_is_turned(finder, quarters):
+    photograph = data.astronaut()
+    upright, _ = finder(photograph)
+    turned, confidence = finder(np.ascontiguousarray(np.rot90(photograph, quarters)))
+    assert len(upright) == len(turned) == 1
+    assert confidence[0] > 0.99
+    from faces import landmarks
+
+    expected = landmarks.turn_back(upright, 4 - quarters, photograph.shape)
+    eyes = np.linalg.norm(upright[0, 0] - upright[0, 1])
+    assert np.abs(turned - expected).max() < 0.05 * eyes
+
+
+def test_small_faces_beside_a_large_one_are_found(finder):
+    photograph = cv2.resize(data.astronaut(), (1000, 1000))
+    small = cv2.resize(
+        data.astronaut()[20:220, 110:310], (110, 110), None, 0, 0, cv2.INTER_AREA
+    )
+    for y, x in ((60, 40), (500, 20), (80, 850)):
+        photograph[y : y + 110, x : x + 110] = small
+    points, _ = finder(photograph)
+    assert len(points) == 4
+    widths = np.linalg.norm(points[:, 0] - points[:, 1], axis=1)
+    assert widths[0] > 3 * widths[1]
