@@ -419,11 +419,9 @@ def fake_python(path, version):
 
 def make(folder, *arguments):
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {
-        "PATH": path,
-        "CALLS": str(folder / "calls"),
-        "HOME": str(folder),
-    }
+    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON")  # of make test
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    environment |= {"PATH": path, "CALLS": str(folder / "calls"), "HOME": str(folder)}
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60

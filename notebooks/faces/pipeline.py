@@ -689,8 +689,7 @@ def process_folder(
             continue
         same = {"image_id": result.source, "milliseconds": sum(result.milliseconds.values())}
         for index, face in enumerate(result.faces):
-            row = row_of(face, pipeline.gallery, result.scale)
-            rows.append({**same, "face": index, **row})
+            rows.append({**same, "face": index, **row_of(face, pipeline.gallery, result.scale)})
         figure = result.plot()
         name = reading.result_name(result.source, taken)
         save = partial(figure.savefig, format="png")
