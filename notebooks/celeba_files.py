@@ -18,9 +18,8 @@ import numpy as np
 import pandas as pd
 
 from notebooks.files import display_path
-from notebooks.photographs import image_size
+from notebooks.photographs import ENDINGS, image_size
 
-ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 NO_IMAGES = {"Anno", "Eval", "__MACOSX"}
 ALIGNED_SIZE = 178, 218
 # Where CelebA's boxes lie about the mean points of the aligned images: x, y, width, height.
@@ -56,7 +55,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def is_image(name: str) -> bool:
     """Whether a name ends like an image, and is no hidden file."""
-    return name.lower().endswith(ENDINGS) and not name.startswith(".")
+    return os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith(".")
 
 
 def photograph_folder(celeba: Path) -> Path:

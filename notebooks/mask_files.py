@@ -22,9 +22,9 @@ import pandas as pd
 from PIL import Image
 
 from helpers import PARTS
-from notebooks.celeba_files import contents
+from notebooks.celeba_files import contents, is_image
 from notebooks.files import display_path
-from notebooks.photographs import ENDINGS, printable
+from notebooks.photographs import printable
 
 PHOTOGRAPH_FOLDERS = ("CelebA-HQ-img", "images", "image", "imgs", "img", "photographs")
 MASK_FOLDERS = (
@@ -82,11 +82,6 @@ def _check_folder(folder: str | Path, parameter: str) -> None:
     if not Path(folder).is_dir():
         where = display_path(folder)
         raise FileNotFoundError(f"There is no folder {where}: check data and {parameter}.")
-
-
-def is_image(name: str) -> bool:
-    """Whether a name ends like an image, and is no hidden file."""
-    return name[:1] != "." and os.path.splitext(name)[1].lower() in ENDINGS
 
 
 def image_files(folder: Path) -> list[Path]:

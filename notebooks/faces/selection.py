@@ -81,7 +81,7 @@ def box_faults(faces: pd.DataFrame) -> np.ndarray:
 def near_duplicates(faces: pd.DataFrame, attributes: pd.DataFrame) -> np.ndarray:
     """Whether an earlier row has the same identity, attributes and places in the box.
 
-    Nobody knows where the attributes are unknown, all of them False.
+    No row is one where the attributes are unknown, all of them False.
     """
     points, boxes = helpers.landmarks_of(faces), faces[BOX_COLUMNS].to_numpy()
     places = (points - boxes[:, None, :2]) / np.maximum(boxes[:, None, 2:], 1)
