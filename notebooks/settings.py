@@ -94,7 +94,7 @@ TRANSLATION = TRAINING | dict(
     channels=Whole(),
     blocks=Whole(),
     upsampling=Choice(("resize", "bilinear", "transposed")),
-    features=Choice(("inception", "classifier"), files=True),
+    features=Choice(("inception", "pretrained", "classifier"), files=True),
     cycle_weight=Number(),
     identity_weight=Number(included=True),
     noise=Number(included=True),

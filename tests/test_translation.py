@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 import helpers
-from faces import crops, cyclegan, portraits
+from faces import crops, cyclegan, parts, portraits
 
 
 def test_a_step_agrees_with_the_plain_recipe():
@@ -91,7 +91,7 @@ def test_pool_keeps_earlier_images_and_is_part_of_the_state():
     assert first == through(other, range(100, 109))
 
 
-def small_run(tmp_path, kids):
+def small_run(tmp_path, kids, chooses=True):
     """A run of four epochs whose evaluator gives `kids` in turn; what it was shown."""
     split = DataLoaderConfiguration(split_batches=True)
     accelerator = Accelerator(cpu=True, dataloader_config=split)
@@ -112,7 +112,7 @@ def small_run(tmp_path, kids):
         return {"kid": value, "kid_to_a": value, "kid_to_b": 10 - value}
 
     sheet = np.zeros((8, 8, 3), np.uint8)
-    evaluator = SimpleNamespace(kid=evaluate, sheet=lambda network: sheet)
+    evaluator = SimpleNamespace(kid=evaluate, sheet=lambda network: sheet, chooses=chooses)
     arguments = run, accelerator.prepare(loader), checkpoint, evaluator, tmp_path
     return run, shown, lambda: cyclegan.train(*arguments, 4, noise=0.05)
 
@@ -218,7 +218,7 @@ def test_flat_images_give_finite_gradients_in_half_precision():
 def test_distances_know_the_same_from_the_other():
     rng = np.random.default_rng(0)
     one, same, other = (
-        torch.tensor(rng.normal(shift, 1, (60, 16)), dtype=torch.float32)
+        torch.tensor(rng.normal(shift, 1, (300, 16)), dtype=torch.float32)
         for shift in (0, 0, 1.5)
     )
     state = torch.get_rng_state()
@@ -232,6 +232,53 @@ def test_distances_know_the_same_from_the_other():
     first, second = (np.cov(x.numpy().T) for x in (one, other))
     expected = mean + np.trace(first + second - 2 * sqrtm(first @ second).real)
     assert fid_other == pytest.approx(expected, rel=1e-3)
+    assert np.isnan(cyclegan.distances(one[:299], same)[2]), "too few images for FID"
+
+
+@pytest.mark.parametrize(
+    ("count", "held"), [(0, 0), (5, 0), (6, 2), (30, 6), (150, 30), (3400, 100)]
+)
+def test_a_fifth_of_the_training_images_is_held_out(count, held):
+    chosen = cyclegan.held_out(count)
+    assert (len(chosen), chosen.sum()) == (count, held)
+
+
+def test_too_few_validation_images_choose_no_epoch(tmp_path):
+    """KID is lowest in the second epoch, and the fourth is kept."""
+    run, shown, train = small_run(tmp_path, [3.0, 1.0, 2.0, 1.5], chooses=False)
+    history = train()
+    assert history["kept_to_a"].tolist() == history["kept_to_b"].tolist() == [1, 2, 3, 4]
+    kept = run.best.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in shown[3].items())
+
+
+def test_an_evaluator_chooses_by_validation_images_and_else_watches_test_images():
+    """Noise against noise of a light that only the validation images have."""
+    rng = np.random.default_rng(0)
+
+    def images(count, light):
+        return rng.integers(light, light + 50, (count, 8, 8, 3)).astype(np.uint8)
+
+    features = torch.nn.Sequential(torch.nn.AvgPool2d(2), torch.nn.Flatten())
+    features.register_parameter("any", torch.nn.Parameter(torch.zeros(1)))
+    same = SimpleNamespace(to_a=features[:0], to_b=features[:0])
+    for network in (same.to_a, same.to_b):
+        network.register_parameter("any", features.any)
+    train = {x: images(30, 0) for x in "AB"}
+    for count, chooses in ((20, True), (19, False)):
+        validation = {x: images(count, 200) for x in "AB"}
+        tests = {x: images(30, 0) for x in "AB"}
+        evaluator = cyclegan.Evaluator(train, validation, tests, None, "mean", features)
+        assert evaluator.chooses == chooses
+        assert (evaluator.kid(same)["kid"] > 0.1) == chooses
+
+
+def test_the_encoder_that_comes_with_the_project_gives_features():
+    network = cyclegan.feature_network("pretrained", None, "cpu")[1]
+    images = torch.stack([torch.full((3, 32, 32), -0.5), torch.full((3, 32, 32), 0.5)])
+    features = network(images)
+    assert features.shape == (2, 1280)
+    assert (features[0] - features[1]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("stage", ["cyclegan", "portrait"])
@@ -319,6 +366,33 @@ def test_a_file_that_holds_no_mobilenet_is_named(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "foreign.pth")
     with pytest.raises(ValueError, match=r"foreign\.pth is not a file of torchvision's mob"):
         cyclegan.mobilenet_features(tmp_path / "foreign.pth")
+
+
+def test_each_face_is_cut_from_the_photograph_as_it_was():
+    """Two faces that overlap: the second is not a translation of the first one's."""
+    model = portraits.PortraitModel(4, 1, residual=True, size=32)
+    model.generator.forward = lambda small, large=None: -(small if large is None else large)
+    photograph = np.full((200, 260, 3), 190, np.uint8)
+    points = np.stack([portraits.middle_points(photograph)[0] + [[x, 0]] for x in (-40, 40)])
+    both = portraits.translate_faces(model, photograph, points)
+    second = portraits.translate_faces(model, photograph, points[1:])
+    assert (both[100, 170:190] == second[100, 170:190]).all()
+    assert both[100, 170:190].max() < 100
+
+
+def test_background_and_clothing_keep_their_pixels():
+    label_map = np.zeros((64, 64), np.uint8)
+    label_map[:, 20:44] = 1 + parts.PARTS.index("hair")
+    label_map[:, 54:] = 1 + parts.PARTS.index("cloth")
+    head = portraits.head_weight(label_map)
+    assert head[32, 32] == pytest.approx(1)
+    assert head[32, 5] == pytest.approx(0)
+    assert head[32, 60] == pytest.approx(0)
+    photograph = np.full((64, 64, 3), 90, np.uint8)
+    white = np.full((64, 64, 3), 255, np.uint8)
+    pasted = portraits.paste_back(photograph, white, np.eye(2, 3), head=head)
+    assert (pasted[32, 32] == 255).all()
+    assert (pasted[:, :14] == 90).all()
 
 
 def test_pasting_back_leaves_the_rest():

@@ -99,27 +99,28 @@ def warp(
 CACHE_VERSION = 1  # raise it when the code gives other pixels
 
 
-def _cache_key(folder, image_ids, matrices, size):
+def _cache_key(folder, image_ids, matrices, size, border):
     """A hash that changes with the list, the matrices, the size and with any photograph."""
     paths = [folder / image_id for image_id in image_ids]
     stats = [path.stat() if path.exists() else None for path in paths]
     stats = [(stat.st_size, stat.st_mtime_ns) if stat else 0 for stat in stats]
-    text = json.dumps([CACHE_VERSION, image_ids, size, stats])
+    text = json.dumps([CACHE_VERSION, image_ids, size, border, stats])
     return hashlib.sha256(text.encode() + matrices.tobytes()).hexdigest()
 
 # %% ../1.3_face_crops.ipynb #read0001
-def _read_crops(folder, image_ids, matrices, size):
+def _read_crops(folder, image_ids, matrices, size, border):
     """Crops (N, size, size, 3), black where a photograph fails, and image_id -> reason."""
     crops, failures = np.zeros((len(image_ids), size, size, 3), np.uint8), {}
     for crop, image_id, matrix in zip(crops, image_ids, matrices, strict=True):
         try:
-            crop[:] = warp(helpers.read_photograph(folder / image_id), matrix, size)
+            photograph = helpers.read_photograph(folder / image_id)
+            crop[:] = warp(photograph, matrix, size, border)
         except helpers.PhotographError as error:
             failures[image_id] = str(error)
     return crops, failures
 
 # %% ../1.3_face_crops.ipynb #write001
-def _write_crops(path, folder, image_ids, matrices, size):
+def _write_crops(path, folder, image_ids, matrices, size, border):
     """Writes all crops to one .npy file, on all cores; returns image_id -> reason."""
     shape, failures = (len(image_ids), size, size, 3), {}
     start = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
@@ -127,7 +128,8 @@ def _write_crops(path, folder, image_ids, matrices, size):
 
     def write_some(first):
         rows = slice(first, first + 16)
-        crops, failed = _read_crops(folder, image_ids[rows], matrices[rows], size)
+        some = image_ids[rows], matrices[rows]
+        crops, failed = _read_crops(folder, *some, size, border)
         failures.update(failed)
         with open(path, "r+b") as file:  # through the memory map it takes half as long again
             file.seek(start + first * crops[0].nbytes)
@@ -138,22 +140,24 @@ def _write_crops(path, folder, image_ids, matrices, size):
 
 # %% ../1.3_face_crops.ipynb #cached01
 def cached_crops(
-    folder: str | Path, image_ids, matrices: np.ndarray, size: int, cache: str | Path
-) -> tuple[np.ndarray, dict[str, str]]:
+    folder: str | Path, image_ids, matrices: np.ndarray, size: int, cache: str | Path,
+    border: int = cv2.BORDER_REPLICATE,
+) -> tuple[np.ndarray, dict[str, str]]:  # fmt: skip
     """A crop of each photograph, (N, size, size, 3) uint8, and image_id -> why it failed.
 
     The crops are a memory-mapped file at `cache`, made anew when the list, the matrices, the
-    size or a photograph changes. A photograph that fails leaves a black crop.
+    size, the border or a photograph changes. A photograph that fails leaves a black crop.
     """
     folder, cache, image_ids = Path(folder), Path(cache), list(image_ids)
     matrices = np.ascontiguousarray(matrices, dtype=float)
-    notes, key = cache.with_suffix(".json"), _cache_key(folder, image_ids, matrices, size)
+    notes, wanted = cache.with_suffix(".json"), (folder, image_ids, matrices, size, border)
+    key = _cache_key(*wanted)
     known = json.loads(notes.read_text()) if cache.exists() and notes.exists() else {}
     if known.get("key") != key:
         known = {"key": key}
 
         def write(path):
-            known["failures"] = _write_crops(path, folder, image_ids, matrices, size)
+            known["failures"] = _write_crops(path, *wanted)
 
         notes.unlink(missing_ok=True)  # if killed before the new notes, the crops are remade
         helpers.write_atomically(cache, write)

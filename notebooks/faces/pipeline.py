@@ -7,10 +7,10 @@ __all__ = ['RECOGNISERS', 'OPTIONAL', 'SHORT', 'THRESHOLD', 'BOX_CENTRE', 'BOX_S
            'WEBCAM', 'LARGEST', 'WIDTHS', 'Face', 'folder_of', 'load_models', 'Result', 'face_to_dict', 'Gallery',
            'best_device', 'Chain', 'process', 'FacePipeline', 'recogniser_matrix', 'celeba_hq_matrix', 'crop_faces',
            'boxes_of', 'align', 'detector_file', 'yunet', 'points_of', 'embed', 'recognise', 'segment', 'find_parts',
-           'find_mask', 'make_portrait', 'run_stage', 'timed', 'panels_of', 'compare_cosines', 'compare_on_real',
-           'two_people', 'from_colab', 'content_of', 'photograph_from', 'is_folder', 'open_result', 'try_to_open',
-           'matches_of', 'zoom_in', 'wide_figure', 'read_person', 'enroll', 'row_of', 'process_folder', 'write_result',
-           'answer', 'main']
+           'find_mask', 'head_of', 'make_portrait', 'run_stage', 'timed', 'panels_of', 'compare_cosines',
+           'compare_on_real', 'two_people', 'from_colab', 'content_of', 'photograph_from', 'is_folder', 'open_result',
+           'try_to_open', 'matches_of', 'zoom_in', 'wide_figure', 'read_person', 'enroll', 'row_of', 'process_folder',
+           'write_result', 'answer', 'main']
 
 # %% ../5.1_photo_to_everything.ipynb #imports
 import argparse
@@ -411,10 +411,20 @@ def find_mask(network, faces: list[Face]) -> None:
         face.masked, face.mask = image, scores[1] > 0.5
 
 # %% ../5.1_photo_to_everything.ipynb #portrait
+def head_of(face: Face) -> np.ndarray:
+    """The weight of a face's head in its photograph, (H, W): 0 on background and clothing."""
+    weight = portraits.head_weight(face.label_map)
+    matrix = celeba_hq_matrix(face.points[None], len(weight))[0]
+    shape = face.photograph.shape[1::-1]
+    return cv2.warpAffine(weight, crops.invert_affine(matrix), shape)
+
+
 def make_portrait(model, faces: list[Face]) -> None:
     """Fills in the portraits: the photograph with that one face translated."""
     for face in faces:
-        face.portrait = portraits.translate_faces(model, face.photograph, face.points[None])
+        heads = [head_of(face)] if face.label_map is not None else ()
+        given = face.photograph, face.points[None], heads
+        face.portrait = portraits.translate_faces(model, *given)
 
 
 STAGES = {"recognition": recognise, "parts": find_parts, "mask": find_mask}
