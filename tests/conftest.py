@@ -74,6 +74,11 @@ def pytest_xdist_auto_num_workers(config) -> int:
     return min(4, os.cpu_count() or 1)
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """Tests of the series first: one process runs it while the other has the rest."""
+    items.sort(key=lambda item: "series" not in item.fixturenames)
+
+
 @pytest.fixture(scope="session")
 def series(tmp_path_factory, worker_id) -> Path:
     """A folder in which the whole series has run on a small sample, once for all processes."""

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import real_data
-from conftest import run_stages
+from conftest import run_stages, takes_a_minute
 
 from helpers import LANDMARK_COLUMNS, PARTS
 
@@ -121,6 +121,7 @@ def digests(folder):
     return dict(zip([p.relative_to(folder).as_posix() for p in files], hashes, strict=True))
 
 
+@takes_a_minute
 def test_one_seed_draws_the_same_bytes(tmp_path):
     """By the notebook and by the program, which can also be packed; nothing is drawn twice."""
     pytest.importorskip("numba")

@@ -226,7 +226,9 @@ def test_weights_serve_other_identities(series, tmp_path):
 
 def test_selection_is_the_same_twice(series, tmp_path):
     output = tmp_path / "again"
-    run_stages(output, "0.1", "1.1", **small("0.1", "1.1"))
+    copy_series(series, output)
+    (output / "runs/sample/notebooks/1.1.json").unlink()
+    run_stages(output, "1.1", **small("1.1"))
     for name in ("selected", "train", "val"):
         assert (output / f"csv/sample/{name}.csv").read_bytes() == (
             series / f"csv/sample/{name}.csv"
@@ -239,7 +241,7 @@ def test_selection_is_the_same_twice(series, tmp_path):
         pytest.param("1.4", "stacked_hourglass", marks=takes_a_minute),
         pytest.param("2.1", "recognition_ce", marks=takes_a_minute),
         ("2.2", "recognition_arcface"),
-        ("4.1", "cyclegan_horse2zebra"),
+        pytest.param("4.1", "cyclegan_horse2zebra", marks=takes_a_minute),
     ],
 )
 def test_killed_training_resumes_to_the_same_numbers(series, tmp_path, stage, folder):

@@ -24,7 +24,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, Subset, TensorDataset
 from torchvision import models
 from torchvision.transforms import v2
 
