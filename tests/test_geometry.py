@@ -204,13 +204,26 @@ def test_cells_and_pixels():
 
 
 @pytest.mark.parametrize(
-    ("method", "limit"), [("argmax", 0.75), ("quarter", 0.4), ("dark", 1e-3), ("soft", 0.02)]
+    ("method", "limit"),
+    [("argmax", 0.75), ("quarter", 0.4), ("newton", 1e-3), ("dark", 0.01), ("soft", 0.02)],
 )
 def test_decoders_give_the_points_back(method, limit):
     points = torch.rand(50, 5, 2, generator=torch.Generator().manual_seed(0)) * 40 + 10
     read, confidence = heatmaps.decode(heatmaps.draw(points, 64, 1.5), method)
     assert (read - points).norm(dim=-1).max() < limit
     assert confidence.min() > 0.95
+
+
+def test_darks_smoothing_helps_against_noise():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(200, 5, 2, generator=generator) * 40 + 10
+    maps = heatmaps.draw(points, 64, 1.5)
+    maps = (maps + 0.05 * torch.randn(maps.shape, generator=generator)).clamp_min(0)
+    newton, dark = (
+        (heatmaps.decode(maps, method)[0] - points).norm(dim=-1).mean()
+        for method in ("newton", "dark")
+    )
+    assert dark < 0.8 * newton
 
 
 def test_heatmaps_need_not_be_square():
@@ -231,7 +244,7 @@ def test_decoders_survive_edges_and_empty_maps(method):
 
 
 def test_an_unknown_decoder_is_refused():
-    with pytest.raises(ValueError, match="argmax, quarter, dark, soft"):
+    with pytest.raises(ValueError, match="argmax, quarter, newton, dark, soft"):
         heatmaps.decode(torch.zeros(1, 1, 16, 16), "best")
 
 

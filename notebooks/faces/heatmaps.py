@@ -49,7 +49,7 @@ def _quarter(patch):
     return 0.25 * torch.stack([right, down], -1).sign()
 
 # %% ../1.2_boxes_landmarks_heatmaps.ipynb #dark0001
-def _dark(patch):
+def _newton(patch):
     """A Newton step to the maximum of the logarithm, at most one cell in x and in y."""
     c = patch.shape[-1] // 2
     log = patch.clamp_min(1e-6).log()[..., c - 1 : c + 2, c - 1 : c + 2]
@@ -64,6 +64,16 @@ def _dark(patch):
     is_maximum = (determinant > 1e-6) & (xx < 0)
     return torch.where(is_maximum[..., None], step, 0.0).clamp(-1, 1)
 
+# %% ../1.2_boxes_landmarks_heatmaps.ipynb #darksmooth
+def _dark(patch, sigma):
+    """A Newton step on the patch after smoothing by a Gaussian of `sigma` cells."""
+    n, k, side, _ = patch.shape
+    offset = torch.arange(-(side // 2) + 1, side // 2, device=patch.device, dtype=patch.dtype)
+    weights = torch.exp(-(offset**2) / (2 * sigma**2))
+    kernel = torch.outer(weights, weights) / weights.sum() ** 2
+    smooth = torch.nn.functional.conv2d(patch.view(n * k, 1, side, side), kernel[None, None])
+    return _newton(smooth.view(n, k, 3, 3))
+
 # %% ../1.2_boxes_landmarks_heatmaps.ipynb #soft0001
 def _soft(patch):
     """From the peak to the centre of mass of the patch."""
@@ -73,13 +83,14 @@ def _soft(patch):
     return torch.stack([x, y], -1) / patch.sum((-1, -2)).clamp_min(1e-9)[..., None]
 
 # %% ../1.2_boxes_landmarks_heatmaps.ipynb #decode01
-DECODERS = ("argmax", "quarter", "dark", "soft")
+DECODERS = ("argmax", "quarter", "newton", "dark", "soft")
 
 
-def decode(heatmaps: torch.Tensor, method: str = "soft", radius: int = 5):
+def decode(heatmaps: torch.Tensor, method: str = "soft", radius: int = 5, sigma: float = 1.5):
     """Points (N, K, 2) of non-negative heatmaps (N, K, H, W), in cells, and confidence (N, K).
 
-    Confidence is the share of a map that lies within `radius` cells of its peak.
+    Confidence is the share of a map that lies within `radius` cells of its peak. "dark" steps
+    on the map smoothed by a Gaussian of `sigma` cells.
     """
     if method not in DECODERS:
         raise ValueError(
@@ -87,9 +98,10 @@ def decode(heatmaps: torch.Tensor, method: str = "soft", radius: int = 5):
         )
     peak, patch = _patch(heatmaps, radius)
     points = peak.to(heatmaps.dtype)
-    shift = {"quarter": _quarter, "dark": _dark, "soft": _soft}.get(method)
-    if shift:
-        points = points + shift(patch)
+    shifts = {"quarter": _quarter, "newton": _newton, "dark": _dark, "soft": _soft}
+    if method in shifts:
+        given = (patch, sigma) if method == "dark" else (patch,)
+        points = points + shifts[method](*given)
     share = patch.sum((-1, -2)) / heatmaps.sum((-1, -2)).clamp_min(1e-9)
     return points, share.clamp(0, 1)
 
