@@ -287,7 +287,8 @@ def test_scores_hold_both_directions_and_both_references(series, stage):
     for direction in ("A->B", "B->A"):
         rows = table[table["direction"] == direction].set_index("images")
         assert {"translated", "untranslated", "real"} <= set(rows.index)
-        assert np.isfinite(rows[["kid", "kid_std", "fid"]]).all(axis=None)
+        assert np.isfinite(rows[["kid", "kid_std"]]).all(axis=None)
+        assert rows["fid"].isna().all(), "too few images for FID"
         assert rows.loc["translated", "cycle_l1"] > 0
     if stage == "portrait":
         assert {"short run, all faces", "short run, filtered"} <= set(table["images"])
