@@ -47,6 +47,17 @@ def profile_note(added: list, record: dict) -> nbformat.NotebookNode:
     return nbformat.v4.new_markdown_cell(text, id="profile", metadata={"tags": ["profile"]})
 
 
+def joined(cell_outputs: list) -> list:
+    """Outputs in which printed lines that follow each other are one output, without gaps."""
+    whole = []
+    for output in cell_outputs:
+        if output.output_type == "stream" and whole and whole[-1].get("name") == output.name:
+            whole[-1].text += output.text
+        else:
+            whole.append(output)
+    return whole
+
+
 def with_outputs(notebook, executed, record) -> nbformat.NotebookNode:
     """The committed notebook with the outputs of the executed one, whose code must be the same.
 
@@ -60,7 +71,7 @@ def with_outputs(notebook, executed, record) -> nbformat.NotebookNode:
     if list(map(behaviour_of, code)) != list(map(behaviour_of, ran)):
         raise ValueError("its code has changed since it was executed")
     for number, (cell, done) in enumerate(zip(code, ran, strict=True), 1):
-        cell.execution_count, cell.outputs = number, done.outputs
+        cell.execution_count, cell.outputs = number, joined(done.outputs)
         for output in cell.outputs:
             if "text" in output:  # as if it had run where it is shown
                 output.text = output.text.replace("runs/outputs/", "")

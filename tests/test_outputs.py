@@ -1,0 +1,38 @@
+"""Publishing: an executed notebook's outputs come to the notebook whose code is the same."""
+
+import nbformat
+import outputs
+import pytest
+from nbformat import v4
+
+
+def notebook(code: str, cell_outputs=()) -> nbformat.NotebookNode:
+    parameters = v4.new_code_cell("epochs = 9", metadata={"tags": ["parameters"]})
+    return v4.new_notebook(cells=[parameters, v4.new_code_cell(code, outputs=[*cell_outputs])])
+
+
+def executed(code: str) -> nbformat.NotebookNode:
+    printed = [v4.new_output("stream", name="stdout", text=f"epoch {n}\n") for n in (1, 2)]
+    shown = v4.new_output("execute_result", {"text/plain": "1"}, execution_count=77)
+    path = v4.new_output("stream", name="stdout", text="runs/outputs/runs/sample/x\n")
+    made = notebook(code, [*printed, shown, path])
+    given = v4.new_code_cell("epochs = 2", metadata={"tags": ["injected-parameters"]})
+    made.cells.insert(1, given)
+    return made
+
+
+def test_outputs_are_published_with_their_settings():
+    record = {"seconds": 130, "cores": 1}
+    done = outputs.with_outputs(notebook("f(1)  # a remark"), executed("f(1)"), record)
+    assert "in 2 minutes on 1 processor core: `epochs = 2`" in done.cells[1].source
+    printed, shown, path = done.cells[2].outputs
+    assert printed.text == "epoch 1\nepoch 2\n", "lines that follow each other are one output"
+    assert path.text == "runs/sample/x\n"
+    assert done.cells[2].execution_count == shown.execution_count == 2
+    again = outputs.with_outputs(done, executed("f(1)"), record)
+    assert len(again.cells) == 3, "one note on the settings, not two"
+
+
+def test_outputs_of_other_code_are_not_published():
+    with pytest.raises(ValueError, match="its code has changed"):
+        outputs.with_outputs(notebook("f(2)"), executed("f(1)"), {"seconds": 1, "cores": 1})
