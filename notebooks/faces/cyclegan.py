@@ -439,14 +439,14 @@ def distances(real: torch.Tensor, fake: torch.Tensor, seed: int = 0) -> tuple[fl
     half = max(2, min(len(real), len(fake)) // 2)
     with warnings.catch_warnings(action="ignore"):  # that it keeps all features
         kid = KernelInceptionDistance(identity, subsets=100, subset_size=half)
-    fid = FrechetInceptionDistance(identity)
-    for metric in (kid, fid):
+    few = min(len(real), len(fake)) < 300
+    metrics = [kid] if few else [kid, FrechetInceptionDistance(identity)]
+    for metric in metrics:
         metric.update(real, real=True)
         metric.update(fake, real=False)
-    enough = min(len(real), len(fake)) >= 300
     with seeded(seed):
         values = [value.item() for value in kid.compute()]
-    return *values, fid.compute().item() if enough else np.nan
+    return *values, np.nan if few else metrics[1].compute().item()
 
 # %% ../4.1_cyclegan.ipynb #cell-61
 class Evaluator:

@@ -410,7 +410,7 @@ def find_mask(network, faces: list[Face]) -> None:
     for face, image, scores in zip(faces, *segment(network, faces), strict=True):
         face.masked, face.mask = image, scores[1] > 0.5
 
-# %% ../5.1_photo_to_everything.ipynb #portrait
+# %% ../5.1_photo_to_everything.ipynb #head-of
 def head_of(face: Face) -> np.ndarray:
     """The weight of a face's head in its photograph, (H, W): 0 on background and clothing."""
     weight = portraits.head_weight(face.label_map)
@@ -418,7 +418,7 @@ def head_of(face: Face) -> np.ndarray:
     shape = face.photograph.shape[1::-1]
     return cv2.warpAffine(weight, crops.invert_affine(matrix), shape)
 
-
+# %% ../5.1_photo_to_everything.ipynb #portrait
 def make_portrait(model, faces: list[Face]) -> None:
     """Fills in the portraits: the photograph with that one face translated."""
     for face in faces:
