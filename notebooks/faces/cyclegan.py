@@ -491,8 +491,8 @@ def means(steps: list[dict], accelerator) -> dict[str, float]:
     return {name: accelerator.reduce(value, "mean").item() for name, value in mean.items()}
 
 
-def evaluate(run: Run, evaluator, folder: Path, row: dict, history: list[dict]) -> dict:
-    """The row with the KID of the average; `run.best` keeps each generator at its lowest.
+def evaluate(run: Run, evaluator, folder: Path, row: dict, rivals: list[dict]) -> dict:
+    """The row with the KID of the average; `run.best` keeps a generator that beats `rivals`.
 
     Where the evaluator cannot choose, it keeps the newest.
     """
@@ -500,7 +500,7 @@ def evaluate(run: Run, evaluator, folder: Path, row: dict, history: list[dict]) 
     row = row | evaluator.kid(network)
     helpers.write_jpeg(evaluator.sheet(network), folder / f"epoch_{row['epoch']:03d}.jpg")
     for name in ("to_a", "to_b"):
-        earlier = [past.get(f"kid_{name}", np.inf) for past in history]
+        earlier = [past.get(f"kid_{name}", np.inf) for past in rivals]
         lowest = row[f"kid_{name}"] < min(earlier, default=np.inf)
         if lowest or not evaluator.chooses:
             row[f"kept_{name}"] = row["epoch"]
@@ -512,7 +512,8 @@ def evaluate(run: Run, evaluator, folder: Path, row: dict, history: list[dict]) 
 def train(run, loader, checkpoint, evaluator, folder, epochs, sheets=6, **loss_settings):
     """Trains or resumes; returns the history as a table, one row per epoch.
 
-    About `sheets` epochs are evaluated; `run.best` keeps each generator at its lowest KID.
+    About `sheets` epochs are evaluated; `run.best` keeps each generator at its lowest KID of
+    the second half.
     """
     history, every = checkpoint.resume(), max(1, epochs // sheets)
     for epoch in range(len(history) + 1, epochs + 1):
@@ -523,7 +524,8 @@ def train(run, loader, checkpoint, evaluator, folder, epochs, sheets=6, **loss_s
         row = {"epoch": epoch, **means(losses, run.accelerator)}
         row["seconds"] = time.perf_counter() - started
         if epoch in (1, epochs) or epoch % every == 0:
-            row = evaluate(run, evaluator, folder, row, history)
+            rivals = [past for past in history if 2 * past["epoch"] >= epochs]
+            row = evaluate(run, evaluator, folder, row, rivals)
         history.append(row)
         checkpoint.save(history)
     return pd.DataFrame(history)
