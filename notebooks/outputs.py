@@ -16,13 +16,16 @@ from PIL import Image
 from run import HERE, NEEDS, notebook_of, ROOT
 
 
-def smaller(png: str) -> str:
-    """A figure (base64 PNG) with a palette of 256 colours, rare ones too, where smaller."""
+def smaller(png: str, only_png: bool = False) -> dict[str, str]:
+    """A figure, type -> base64: as JPEG or PNG with a palette of 256 colours, if smaller."""
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    slim = io.BytesIO()
+    slim, jpeg = io.BytesIO(), io.BytesIO()
     dithered = image.quantize(256, kmeans=1, dither=Image.Dither.FLOYDSTEINBERG)
     dithered.save(slim, "PNG", optimize=True)
-    return min(base64.b64encode(slim.getvalue()).decode(), png, key=len)
+    image.save(jpeg, "JPEG", quality=88, subsampling=0)
+    encoded = lambda file: base64.b64encode(file.getvalue()).decode()  # noqa: E731
+    choices = [("image/png", png), ("image/png", encoded(slim)), ("image/jpeg", encoded(jpeg))]
+    return dict([min(choices[: 2 if only_png else 3], key=lambda choice: len(choice[1]))])
 
 
 def behaviour_of(cell: nbformat.NotebookNode) -> str:
@@ -78,7 +81,8 @@ def with_outputs(notebook, executed, record) -> nbformat.NotebookNode:
             if "execution_count" in output:
                 output.execution_count = number
             if "image/png" in output.get("data", {}):
-                output.data["image/png"] = smaller(output.data["image/png"])
+                png = output.data.pop("image/png")
+                output.data |= smaller(png, only_png="gallery" in tags(cell))
     place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in tags(cell))
     notebook.cells[place + 1 : place + 1] = [profile_note(given, record)]
     return notebook

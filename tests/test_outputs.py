@@ -1,6 +1,10 @@
 """Publishing: an executed notebook's outputs come to the notebook whose code is the same."""
 
+import base64
+
+import cv2
 import nbformat
+import numpy as np
 import outputs
 import pytest
 from nbformat import v4
@@ -31,6 +35,30 @@ def test_outputs_are_published_with_their_settings():
     assert done.cells[2].execution_count == shown.execution_count == 2
     again = outputs.with_outputs(done, executed("f(1)"), record)
     assert len(again.cells) == 3, "one note on the settings, not two"
+
+
+def figure(colours: int) -> str:
+    """Noise of so many colours, as a PNG in base64."""
+    rng = np.random.default_rng(0)
+    palette = rng.integers(0, 255, (colours, 3), dtype=np.uint8)
+    smooth = cv2.GaussianBlur(rng.random((90, 120)), (0, 0), 8)
+    index = (smooth.argsort(None).argsort() * colours // smooth.size).reshape(smooth.shape)
+    return base64.b64encode(cv2.imencode(".png", palette[index])[1]).decode()
+
+
+def test_figures_become_smaller_and_stay_figures():
+    photograph = np.random.default_rng(0).normal(128, 20, (90, 120, 3)).clip(0, 255)
+    png = base64.b64encode(cv2.imencode(".png", photograph.astype(np.uint8))[1]).decode()
+    (kind,) = outputs.smaller(png)
+    assert kind == "image/jpeg"
+    (kind,) = outputs.smaller(png, only_png=True)
+    assert kind == "image/png", "the README shows it under this name"
+    for figures in (outputs.smaller(png), outputs.smaller(figure(3))):
+        ((kind, data),) = figures.items()
+        assert len(data) < len(png)
+        image = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), 1)
+        assert image.shape == (90, 120, 3)
+    assert list(outputs.smaller(figure(3))) == ["image/png"], "few colours, as in a chart"
 
 
 def test_outputs_of_other_code_are_not_published():
