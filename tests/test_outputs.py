@@ -9,6 +9,8 @@ import outputs
 import pytest
 from nbformat import v4
 
+from faces import parts
+
 
 def notebook(code: str, cell_outputs=()) -> nbformat.NotebookNode:
     parameters = v4.new_code_cell("epochs = 9", metadata={"tags": ["parameters"]})
@@ -59,6 +61,23 @@ def test_figures_become_smaller_and_stay_figures():
         image = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), 1)
         assert image.shape == (90, 120, 3)
     assert list(outputs.smaller(figure(3))) == ["image/png"], "few colours, as in a chart"
+
+
+@pytest.mark.parametrize("only_png", [True, False])
+def test_figures_keep_the_colours_of_rare_parts(only_png):
+    """Seventy pixels of a part's colour among many others stay nearest to that colour."""
+    ramp = np.linspace(0, 255, 240)
+    image = np.stack([*np.meshgrid(ramp, ramp), np.full((240, 240), 120.0)], 2).astype(np.uint8)
+    for index, colour in enumerate(parts.COLOURS):
+        image[12 * index : 12 * index + 6, :12] = colour
+    png = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 0])[1]
+    (small,) = outputs.smaller(base64.b64encode(png).decode(), only_png).values()
+    kept = cv2.imdecode(np.frombuffer(base64.b64decode(small), np.uint8), 1)[..., ::-1]
+    colours = parts.COLOURS.astype(int)
+    patches = [kept[12 * index : 12 * index + 6, :12] for index in range(len(colours))]
+    means = [patch.reshape(-1, 3).mean(0) for patch in patches]
+    nearest = [int(np.abs(colours - mean).max(1).argmin()) for mean in means]
+    assert nearest == list(range(len(colours)))
 
 
 def test_outputs_of_other_code_are_not_published():

@@ -310,31 +310,6 @@ def test_a_comment_changes_nothing_and_a_loss_starts_afresh():
     assert hashes_of(notebook)[1] != training
 
 
-def test_committed_figures_keep_the_colours_of_rare_parts():
-    """Seventy pixels of a part's colour among many others stay nearest to that colour."""
-    import base64
-    import io
-
-    from outputs import smaller
-    from PIL import Image
-
-    from faces import parts
-
-    ramp = np.linspace(0, 255, 240)
-    image = np.stack([*np.meshgrid(ramp, ramp), np.full((240, 240), 120.0)], 2).astype(np.uint8)
-    for index, colour in enumerate(parts.COLOURS):
-        image[12 * index : 12 * index + 6, :12] = colour
-    written = io.BytesIO()
-    Image.fromarray(image).save(written, "PNG", compress_level=0)
-    small_png = base64.b64decode(smaller(base64.b64encode(written.getvalue()).decode()))
-    kept = np.asarray(Image.open(io.BytesIO(small_png)).convert("RGB"))
-    colours = parts.COLOURS.astype(int)
-    patches = [kept[12 * index : 12 * index + 6, :12] for index in range(len(colours))]
-    means = [patch.reshape(-1, 3).mean(0) for patch in patches]
-    nearest = [int(np.abs(colours - mean).max(1).argmin()) for mean in means]
-    assert nearest == list(range(len(colours)))
-
-
 @pytest.mark.parametrize(
     ("stage", "name", "text", "value"),
     [

@@ -430,10 +430,7 @@ def predict(network: nn.Module, images, count: int = 16) -> torch.Tensor:
 
 
 def distances(real: torch.Tensor, fake: torch.Tensor, seed: int = 0) -> tuple[float, ...]:
-    """KID, its standard deviation and FID of two sets of features (N, D) and (M, D).
-
-    FID is NaN where one of the sets has fewer than 300 images.
-    """
+    """KID, its standard deviation and FID (NaN below 300) of features (N, D) and (M, D)."""
     identity = nn.Identity()
     identity.num_features = real.shape[1]
     half = max(2, min(len(real), len(fake)) // 2)
