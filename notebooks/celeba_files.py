@@ -149,7 +149,9 @@ def read_table(path: Path, columns: list[str] | None = None, dtype=float) -> pd.
     """
     where = display_path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{where} is missing: it comes with CelebA's Anno folder.")
+        raise FileNotFoundError(
+            f"{where} is missing: it comes with CelebA's {path.parent.name} folder."
+        )
     lines, skipped = _first_lines(path)
     separator = next((mark for mark in ",;\t" if lines and mark in lines[-1]), None)
     header = [name.strip(' "') for name in lines[0].split(separator)] if lines else []
@@ -294,3 +296,19 @@ def read_identities(celeba: Path, names: pd.Index) -> pd.DataFrame:
         "with landmarks alone; 2.1 and 2.2 need identities (see CelebA's page)."
     )
     return pd.DataFrame({"identity": np.arange(1, len(names) + 1)}, names)
+
+
+def official_unseen(celeba: Path, identity: pd.Series) -> np.ndarray:
+    """The people of CelebA's official test images; `identity`: image_id -> who it shows.
+
+    The partition shares no person (Liu et al., ICCV 2015, section 4). Raises FileNotFoundError
+    or ValueError that names the file.
+    """
+    name = "list_eval_partition"
+    path = annotation_file(celeba, name) or celeba / "Eval" / f"{name}.txt"
+    partition = read_table(path, ["partition"], int)["partition"]
+    partition.index = match_names(partition.index, set(identity.index))
+    people = np.unique(identity[partition.reindex(identity.index).to_numpy() == 2])
+    if not len(people):
+        raise ValueError(f"{display_path(path)} marks none of these images as test (2).")
+    return people

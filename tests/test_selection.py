@@ -6,6 +6,7 @@ import pytest
 
 from faces import selection
 from helpers import BOX_COLUMNS, LANDMARK_COLUMNS
+from notebooks import celeba_files
 
 HEADERS = {
     "list_bbox_celeba": "image_id x_1 y_1 width height",
@@ -153,6 +154,23 @@ def test_unseen_people_come_in_four_ways(tmp_path):
     assert unseen_of(str(path)).tolist() == [2, 4]
     with pytest.raises(ValueError, match=r"unseen_people=nobody\.txt is not a share"):
         unseen_of("nobody.txt")
+
+
+def test_the_people_of_celebas_test_images_may_be_the_unseen_ones(celeba):
+    identity = selection.read_celeba(celeba)[0]["identity"]
+    with pytest.raises(FileNotFoundError, match=r"partition\.txt is missing.*Eval folder"):
+        celeba_files.official_unseen(celeba, identity)
+    (celeba / "Eval").mkdir()
+    path = celeba / "Eval" / "list_eval_partition.txt"
+    path.write_text("1.jpg 0\n2.jpg 0\n3.jpg 2\n")
+    assert celeba_files.official_unseen(celeba, identity).tolist() == [9]
+    path.write_text("1.jpg 0\n2.jpg 0\n3.jpg 1\n")
+    with pytest.raises(ValueError, match=r"partition\.txt marks none of these"):
+        celeba_files.official_unseen(celeba, identity)
+    path.unlink()
+    kaggle = "image_id,partition\n1.png,2\n2.png,2\n3.png,0\n"
+    (celeba / "list_eval_partition.csv").write_text(kaggle)
+    assert celeba_files.official_unseen(celeba, identity).tolist() == [7]
 
 
 def test_landmark_test_people_are_in_no_other_landmark_split():

@@ -86,7 +86,7 @@ def _soft(patch):
 DECODERS = ("argmax", "quarter", "newton", "dark", "soft")
 
 
-def decode(heatmaps: torch.Tensor, method: str = "soft", radius: int = 5, sigma: float = 1.5):
+def decode(heatmaps: torch.Tensor, method: str = "dark", radius: int = 5, sigma: float = 1.5):
     """Points (N, K, 2) of non-negative heatmaps (N, K, H, W), in cells, and confidence (N, K).
 
     Confidence is the share of a map that lies within `radius` cells of its peak. "dark" steps
@@ -98,10 +98,10 @@ def decode(heatmaps: torch.Tensor, method: str = "soft", radius: int = 5, sigma:
         )
     peak, patch = _patch(heatmaps, radius)
     points = peak.to(heatmaps.dtype)
-    shifts = {"quarter": _quarter, "newton": _newton, "dark": _dark, "soft": _soft}
-    if method in shifts:
-        given = (patch, sigma) if method == "dark" else (patch,)
-        points = points + shifts[method](*given)
+    if method == "dark":
+        points = points + _dark(patch, sigma)
+    elif method != "argmax":
+        points = points + {"quarter": _quarter, "newton": _newton, "soft": _soft}[method](patch)
     share = patch.sum((-1, -2)) / heatmaps.sum((-1, -2)).clamp_min(1e-9)
     return points, share.clamp(0, 1)
 

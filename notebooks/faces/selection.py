@@ -149,8 +149,8 @@ def listed_identities(text: str) -> np.ndarray:
         return np.array([number for number in text.split(",") if number.strip()], int)
     if not Path(text).is_file():
         raise ValueError(
-            f"unseen_people={text} is not a share (0.125), a number (12), a list (3,17,29) "
-            "or a file."
+            f"unseen_people={text} is not a share (0.125), a number (12), a list (3,17,29), "
+            "a file, or official."
         )
     return np.loadtxt(text, dtype=int, ndmin=1)
 
