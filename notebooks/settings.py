@@ -85,6 +85,9 @@ HALVED = ", since the encoder halves an image five times"
 POINTS = dict(alignment=Choice(("none", "2", "3", "5")), face_size=Whole(32))
 PRECISION = Choice(("auto", "no", "bf16", "fp16"))
 START = Choice(("scratch", "imagenet", "pretrained"))
+BACKBONE = dict(
+    backbone=Choice(("resnet18", "mobilenet_v2")), start=Choice(START.names, files=True)
+)
 WEIGHTS = Choice(("imagenet", "pretrained", ""), files=True)
 TRAINING = dict(
     seed=SEED, precision=PRECISION, epochs=Whole(), batch_size=Whole(), learning_rate=Number()
@@ -126,16 +129,14 @@ RULES = {
     "1.5": dict(seed=SEED, landmarks=Choice(("predicted", "annotated"))),
     "2.1": TRAINING
     | POINTS
+    | BACKBONE
     | dict(
-        start=START,
-        short_epochs=Whole(),
-        crop_fraction=Number(0, 4),
-        attribute_weight=Number(included=True),
+        short_epochs=Whole(), crop_fraction=Number(0, 4), attribute_weight=Number(included=True)
     ),
     "2.2": TRAINING
     | POINTS
+    | BACKBONE
     | dict(
-        start=START,
         crop_fraction=Number(0, 4),
         attribute_weight=Number(included=True),
         scale=Number(),
@@ -165,7 +166,12 @@ RULES = {
         beta=Number(0, 0.999999, included=True),
     ),
     "3.4": TRAINING
-    | dict(encoder_weights=WEIGHTS, size=Whole(32, step=32, why=HALVED), final_epochs=Whole()),
+    | dict(
+        occluders=Choice(("",), files=True),
+        encoder_weights=WEIGHTS,
+        size=Whole(32, step=32, why=HALVED),
+        final_epochs=Whole(),
+    ),
     "4.1": TRANSLATION,
     "4.2": TRANSLATION
     | dict(

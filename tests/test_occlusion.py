@@ -133,6 +133,19 @@ def test_an_occluder_is_cut_out_of_the_face_and_nothing_else(kind):
     assert hidden > 12 * 20
 
 
+def test_what_was_outlined_by_hand_is_cut_out_of_a_mask(tmp_path):
+    file = tmp_path / "occluders.json"
+    file.write_text('{"7": [[[0, 0], [255, 0], [255, 511], [0, 511]]], "8": []}')
+    masks = np.ones((3, 64, 64), np.uint8)
+    cut = occlusion.cut_occluders(masks, ["7", "8", "9"], file)
+    assert masks.all(), "the masks that were given stay as they are"
+    assert not cut[0, :, :32].any() and cut[0, :, 32:].all() and cut[1:].all()
+    for text in ("[1]", '{"7": [[1, 2, 3]]}', "no JSON"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"occluders\.json must hold polygons"):
+            occlusion.cut_occluders(masks, ["7", "8", "9"], file)
+
+
 @pytest.mark.parametrize("kind", occlusion.KINDS)
 def test_an_image_without_a_face_can_be_occluded(kind):
     (image, face), source = noise_and_face(2), noise_and_face(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_stages, small
+from conftest import ROOT, run_stages, small
 
 DATA = os.environ.get("FACES_TEST_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="FACES_TEST_DATA is not set")
@@ -66,6 +66,7 @@ def test_occluded_faces_are_tested_and_never_trained_on(tmp_path):
         (tmp_path / "own" / path.name).symlink_to(path)
     settings = small("3.1", "3.4") | {"own_photographs": tmp_path / "own"}
     settings |= {"data": tmp_path / "data", "val_count": 3, "test_count": 5}
+    settings["occluders"] = ROOT / "benchmarks/occluders.json"
     run_stages(tmp_path, "3.1", "3.4", dataset="celeba", **settings)
     scores = pd.read_csv(tmp_path / "csv/celeba/occlusion_scores.csv")
     sets = {"clean", "occluded", "drawn occluders", "microphone"}

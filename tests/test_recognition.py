@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from torchvision import models
 
 import helpers
 from faces import arcface, crops, recognition
@@ -248,13 +249,32 @@ def test_verification_rates_agree_with_counting():
 
 
 def test_a_start_from_the_pretrained_backbone():
-    backbone = recognition.resnet18_backbone("pretrained")
+    backbone = recognition.make_backbone("mobilenet_v2", "pretrained")
     ours = helpers.given_state("recognition", "backbone")
     assert len(ours) == len(backbone.state_dict())
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, ours[name].to(value.dtype)), name
+    with pytest.raises(ValueError, match="pretrained does not hold the weights of resnet18"):
+        recognition.make_backbone("resnet18", "pretrained")
     with pytest.raises(ValueError, match="start is 'nothing'"):
-        recognition.resnet18_backbone("nothing")
+        recognition.make_backbone("resnet18", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "last"), [("resnet18", "fc"), ("mobilenet_v2", "classifier.1")]
+)
+def test_a_start_from_a_file_of_torchvisions_weights(tmp_path, name, last):
+    state, file = models.get_model(name).state_dict(), tmp_path / "imagenet.pth"
+    torch.save(state, file)
+    backbone = recognition.make_backbone(name, str(file)).eval()
+    assert backbone(torch.zeros(2, 3, 64, 64)).shape == (2, 512)
+    for key, value in backbone.state_dict().items():
+        if key in state and not key.endswith("num_batches_tracked"):
+            assert torch.equal(value, state[key]), key
+    del state[next(iter(state))]
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=f"does not hold the weights of {name}"):
+        recognition.make_backbone(name, str(file))
 
 
 def test_the_interval_of_a_tar_follows_its_people():

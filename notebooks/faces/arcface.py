@@ -61,8 +61,10 @@ class ArcFaceRecogniser(recognition.Recogniser):
         alignment="2",
         crop_fraction=0.88,
         scale=16.0,
+        backbone="resnet18",
     ) -> None:
-        super().__init__(identities, attributes, face_size, alignment, crop_fraction)
+        geometry = face_size, alignment, crop_fraction
+        super().__init__(identities, attributes, *geometry, backbone)
         self.head = ArcFaceHead(512, len(identities), scale)
         self.settings["scale"] = scale
 

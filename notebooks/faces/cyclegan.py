@@ -365,7 +365,7 @@ def train_classifier(a, b, size: int, accelerator, seed: int = 0, steps: int = 1
     """A ResNet18 that gives scores (N, 2) for A and B, trained on two sets of images."""
     device, bf16 = accelerator.device, accelerator.mixed_precision == "bf16"
     with seeded(seed):
-        network = nn.Sequential(recognition.resnet18_backbone(), nn.Linear(512, 2)).to(device)
+        network = nn.Sequential(recognition.make_backbone(), nn.Linear(512, 2)).to(device)
         optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.05, fused=True)
         factor = lambda step: constant_then_linear(step / steps)  # noqa: E731
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
