@@ -28,6 +28,7 @@ import helpers
 from faces import arcface, recognition
 
 CARDS = yaml.safe_load((HERE / "weights" / "cards.yaml").read_text(encoding="utf-8"))
+ENCODER = {"2.2": "start", "3.2": "encoder_weights", "3.4": "encoder_weights"}  # a parameter
 GROUPS = {"Male": ("men", "women"), "Young": ("young", "older")}
 GROUPS |= {"Pale_Skin": ("pale skin", "skin not marked as pale")}
 
@@ -189,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder with celeba/ and CelebAMask-HQ/")
     parser.add_argument("--output", default="", help="folder that gets csv/ and runs/")
-    parser.add_argument("--encoder-weights", default="imagenet", help="of 3.2 and 3.4")
+    parser.add_argument("--encoder-weights", default="imagenet", help="of 2.2, 3.2 and 3.4")
     parser.add_argument("--features", default="inception", help="for KID, as in 4.2")
     parser.add_argument("--target", default=str(helpers.WEIGHTS), help="gets the models")
     parser.add_argument("--only", nargs="*", default=list(SCORES), help="models to make")
@@ -197,7 +198,10 @@ def main() -> None:
     cards = {name: CARDS["models"][name] for name in options.only}
     same = {"data": options.data, "output": options.output}
     stages = [card["stage"] for card in cards.values()]
-    run([s for s in stages if s != "4.2"], {**same, "encoder_weights": options.encoder_weights})
+    for stage in stages:
+        if stage != "4.2":
+            first = {ENCODER[stage]: options.encoder_weights} if stage in ENCODER else {}
+            run([stage], same | first)
     folders = helpers.open_dataset("celeba", options.data, options.output)
     if "4.2" in stages:
         busts = helpers.open_dataset("sample", needs="selfie2portrait").data / "selfie2portrait"
