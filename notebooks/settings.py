@@ -243,8 +243,8 @@ def check_start(stage: str, values: Mapping[str, object]) -> None:
     if stage == "1.4" and any(values.get(name, of) != of for name, of in shape.items()):
         needed = "stacks=2, channels=96 and stride=4"
         raise ValueError(f'start="pretrained" needs {needed}, as those weights have.')
-    if stage == "3.3" and values.get("backbone") == "resnet50":
-        raise ValueError('start="pretrained" needs backbone="mobilenet_v2", in 3.3.')
+    if values.get("backbone", "mobilenet_v2") != "mobilenet_v2":
+        raise ValueError('start="pretrained" needs backbone="mobilenet_v2".')
 
 
 def check_networks(stage: str, values: Mapping[str, object]) -> None:

@@ -77,6 +77,9 @@ REFUSED = [
         for v in (0, -112, 16, 112.0)
     ],
     *[(s, {"start": "Imagenet"}, "'imagenet'") for s in ("2.1", "2.2", "3.3")],
+    ("2.2", {"start": "pretrained", "backbone": "resnet18"}, 'needs backbone="mobilenet_v2"'),
+    ("2.1", {"backbone": "resnet50"}, "'resnet18' or 'mobilenet_v2'"),
+    ("3.4", {"occluders": "nowhere.json"}, "the path of a file"),
     ("2.1", {"short_epochs": 0}, "from 1 up"),
     ("2.2", {"margin": 3.0}, "at most 1.5"),
     ("2.2", {"scale": 0}, "a number above 0"),
