@@ -65,7 +65,7 @@ class ArcFaceRecogniser(recognition.Recogniser):
     ) -> None:
         geometry = face_size, alignment, crop_fraction
         super().__init__(identities, attributes, *geometry, backbone)
-        self.head = ArcFaceHead(512, len(identities), scale)
+        self.head = ArcFaceHead(self.width, len(identities), scale)
         self.settings["scale"] = scale
 
     def forward(self, images, labels=None, margin: float = 0.0):
