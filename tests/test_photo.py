@@ -356,7 +356,7 @@ def test_a_real_photograph_goes_through_all_stages(shipped):
     assert 0.1 < face.mask.mean() < 0.6
     assert np.abs(face.portrait.astype(int) - helpers.astronaut()).max() > 30
     row = result.to_dict()
-    assert len(row["faces"][0]["embedding"]) == 512
+    assert len(row["faces"][0]["embedding"]) == 1280
     assert row["faces"][0]["landmarks"]["nose"] == pytest.approx(face.points[2], abs=0.01)
 
 

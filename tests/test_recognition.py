@@ -267,7 +267,7 @@ def test_a_start_from_a_file_of_torchvisions_weights(tmp_path, name, last):
     state, file = models.get_model(name).state_dict(), tmp_path / "imagenet.pth"
     torch.save(state, file)
     backbone = recognition.make_backbone(name, str(file)).eval()
-    assert backbone(torch.zeros(2, 3, 64, 64)).shape == (2, 512)
+    assert backbone(torch.zeros(2, 3, 64, 64)).shape == (2, recognition.WIDTHS[name])
     for key, value in backbone.state_dict().items():
         if key in state and not key.endswith("num_batches_tracked"):
             assert torch.equal(value, state[key]), key

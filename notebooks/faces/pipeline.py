@@ -58,7 +58,7 @@ class Face:
     confidence: float  # that it is a face, 0 to 1
     matrix: np.ndarray  # (2, 3), from the photograph to a CelebA-HQ crop of 256 px
     aligned: np.ndarray  # (112, 112, 3) uint8, the face on the template of 1.5
-    embedding: np.ndarray | None = None  # (512,), of length 1
+    embedding: np.ndarray | None = None  # (D,), of length 1
     matches: list[tuple[str, float]] | None = None  # the nearest people: (name, cosine)
     crop: np.ndarray | None = None  # (S, S, 3) uint8, what the network of 3.2 was given
     label_map: np.ndarray | None = None  # (S, S) uint8, the part that each pixel of it shows
@@ -156,7 +156,7 @@ class Gallery:
     """Known people. A face whose best cosine is below `threshold` is unknown."""
 
     names: list[str]
-    centres: np.ndarray  # (N, 512), the mean embedding of each person, of length 1
+    centres: np.ndarray  # (N, D), the mean embedding of each person, of length 1
     images: np.ndarray  # (N, S, S, 3) uint8, one face of each person
     threshold: float  # a cosine
     recogniser: str  # SHA-256 of the weights that made the embeddings
@@ -165,12 +165,12 @@ class Gallery:
     def empty(cls, recogniser: str, threshold: float = THRESHOLD) -> "Gallery":
         """Nobody is known yet."""
         return cls(
-            [], np.zeros((0, 512)), np.zeros((0, 1, 1, 3), np.uint8), threshold, recogniser
+            [], np.zeros((0, 0)), np.zeros((0, 1, 1, 3), np.uint8), threshold, recogniser
         )
 
     def nearest(self, embedding: np.ndarray, count: int = 3) -> list[tuple[str, float]]:
         """The people with the highest cosine, (name, cosine), best first."""
-        cosines = self.centres @ embedding
+        cosines = self.centres @ embedding if self.names else np.zeros(0)
         return [(self.names[i], float(cosines[i])) for i in np.argsort(-cosines)[:count]]
 
     def name_of(self, face: Face) -> str | None:
@@ -377,7 +377,7 @@ def points_of(faces: list[Face]) -> np.ndarray:
 
 
 def embed(network, photographs: Sequence, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (N, 512), of length 1, of the faces with landmarks (N, 5, 2); their crops."""
+    """Embeddings (N, D), of length 1, of the faces with landmarks (N, 5, 2); their crops."""
     images = crop_faces(photographs, recogniser_matrix(points, network), network.face_size)
     return recognition.embed_crops(network, images).numpy(), images
 
@@ -631,7 +631,7 @@ def wide_figure(photograph: np.ndarray, faces: list[Face], gallery=None, size: f
 
 # %% ../5.1_photo_to_everything.ipynb #person
 def read_person(pipeline: FacePipeline, folder: Path) -> tuple[list, list, dict[str, str]]:
-    """Embeddings (512,) and crops of one person's photographs; file -> why it was left out."""
+    """Embeddings (D,) and crops of one person's photographs; file -> why it was left out."""
     embeddings, images, reasons = [], [], {}
     person = reading.printable(folder.name)
     for result in map(try_to_open, helpers.list_images(folder)):
