@@ -148,7 +148,7 @@ def face_to_dict(face: Face, scale: float, gallery: "Gallery | None" = None) -> 
     return row
 
 # %% ../5.1_photo_to_everything.ipynb #gallery-threshold
-THRESHOLD = 0.43  # cosine: with the model that we ship, 1 % of the pairs of strangers lie above
+THRESHOLD = 0.47  # cosine: with the model that we ship, 1 % of the pairs of strangers lie above
 
 # %% ../5.1_photo_to_everything.ipynb #gallery
 @dataclass
