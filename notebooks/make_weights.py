@@ -28,7 +28,8 @@ import helpers
 from faces import arcface, recognition
 
 CARDS = yaml.safe_load((HERE / "weights" / "cards.yaml").read_text(encoding="utf-8"))
-ENCODER = {"2.2": "start", "3.2": "encoder_weights", "3.4": "encoder_weights"}  # a parameter
+# stage -> its parameter for the ImageNet weights
+ENCODER = {"2.2": "start", "3.2": "encoder_weights", "3.4": "encoder_weights"}
 GROUPS = {"Male": ("men", "women"), "Young": ("young", "older")}
 GROUPS |= {"Pale_Skin": ("pale skin", "skin not marked as pale")}
 
