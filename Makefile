@@ -113,7 +113,7 @@ demo: $(DEMO_READY)  ## a page on 127.0.0.1: drop a photograph, see every stage
 
 weights: $(READY)  ## DATA=...: train the models in notebooks/weights/ anew, in hours
 	@test -n "$(DATA)" || { echo "Say where the photographs are: make weights DATA=folder"; exit 1; }
-	@$(PYTHON) notebooks/make_weights.py --data "$(DATA)" $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(ENCODER_WEIGHTS),--encoder-weights "$(ENCODER_WEIGHTS)") $(if $(FEATURES),--features "$(FEATURES)")
+	@$(PYTHON) notebooks/make_weights.py --data "$(DATA)" $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(ENCODER_WEIGHTS),--encoder-weights "$(ENCODER_WEIGHTS)") $(if $(FEATURES),--features "$(FEATURES)") $(if $(OCCLUDERS),--occluders "$(OCCLUDERS)")
 
 onnx: $(ONNX_READY)  ## the models as ONNX, in runs/onnx/, compared with PyTorch
 	@$(PYTHON) notebooks/make_onnx.py $(if $(MODELS),--models "$(MODELS)") $(if $(OUTPUT),--output "$(OUTPUT)")

@@ -4,7 +4,8 @@ make weights DATA=folder-with-celeba-and-CelebAMask-HQ
 
 The notebooks train them, by profiles/weights.yaml, in runs/celeba/; what is up to date there is
 not trained again. The portrait model learns from faces of CelebA and the bronze busts of the
-sample.
+sample. OCCLUDERS=file: outlines by hand of what covers faces in that copy of CelebAMask-HQ, as
+benchmarks/occluders.json; the face mask then learns from photographed occluders too.
 """
 
 from __future__ import annotations
@@ -193,6 +194,7 @@ def main() -> None:
     parser.add_argument("--output", default="", help="folder that gets csv/ and runs/")
     parser.add_argument("--encoder-weights", default="imagenet", help="of 2.2, 3.2 and 3.4")
     parser.add_argument("--features", default="inception", help="for KID, as in 4.2")
+    parser.add_argument("--occluders", default="", help="file of outlines by hand, for 3.4")
     parser.add_argument("--target", default=str(helpers.WEIGHTS), help="gets the models")
     parser.add_argument("--only", nargs="*", default=list(SCORES), help="models to make")
     options = parser.parse_args()
@@ -202,6 +204,9 @@ def main() -> None:
     for stage in stages:
         if stage != "4.2":
             first = {ENCODER[stage]: options.encoder_weights} if stage in ENCODER else {}
+            if stage == "3.4" and options.occluders:
+                first["occluders"] = Path(options.occluders).resolve()
+                first["lend_occluders"] = "all"
             run([stage], same | first)
     folders = helpers.open_dataset("celeba", options.data, options.output)
     if "4.2" in stages:

@@ -101,6 +101,7 @@ TRANSLATION = TRAINING | dict(
     cycle_weight=Number(),
     identity_weight=Number(included=True),
     noise=Number(included=True),
+    gradient_penalty=Number(included=True),
     classifier_steps=Whole(),
     pool_size=Whole(0),
 )
@@ -168,6 +169,7 @@ RULES = {
     "3.4": TRAINING
     | dict(
         occluders=Choice(("",), files=True),
+        lend_occluders=Choice(("none", "even", "odd", "all")),
         encoder_weights=WEIGHTS,
         size=Whole(32, step=32, why=HALVED),
         final_epochs=Whole(),

@@ -146,6 +146,44 @@ def test_what_was_outlined_by_hand_is_cut_out_of_a_mask(tmp_path):
             occlusion.cut_occluders(masks, ["7", "8", "9"], file)
 
 
+def test_what_covers_one_face_covers_another():
+    (image, face), (photograph, its_face) = noise_and_face(2), noise_and_face(1)
+    covers = np.zeros((96, 96), np.float32)
+    covers[40:, 40:60] = 1  # a hand from below
+    photograph[40:, 40:60] = (250, 10, 10)
+    given, sizes = [array.copy() for array in (image, face, photograph, covers)], []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        pasted, left = occlusion.paste_occluder(image, face, photograph, covers, its_face, rng)
+        assert pasted.dtype == left.dtype == np.uint8
+        assert (left <= face).all(), "no pixel becomes face"
+        assert (pasted[left < face].mean(0)[0] > 2 * pasted[left < face].mean(0)[1:]).all()
+        sizes.append((face - left).sum())
+        wrong = (left < face) & (pasted == image).all(-1)
+        assert wrong.sum() < 5, "what is cut out of the mask is covered in the image"
+    assert len(set(sizes)) > 6, "its place and size vary"
+    assert min(sizes) > 50
+    for array, before in zip((image, face, photograph, covers), given, strict=True):
+        np.testing.assert_array_equal(array, before)
+    nothing = np.zeros_like(face)
+    same = occlusion.paste_occluder(image, nothing, photograph, covers, its_face, rng)
+    assert same[0] is image and same[1] is nothing
+
+
+def test_pasted_occluders_repeat_with_torchs_seed_and_leave_the_rest_clean():
+    (image, face), (photograph, its_face) = noise_and_face(2), noise_and_face(1)
+    covers = np.zeros((96, 96), np.float32)
+    covers[30:, 40:60] = 1
+    paste = occlusion.PasteOccluders([(photograph, covers, its_face)], p=0.5)
+    pair = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(face)
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        runs.append([paste(*pair)[1].sum().item() for _ in range(20)])
+    assert runs[0] == runs[1]
+    assert 4 < runs[0].count(face.sum()) < 16
+
+
 @pytest.mark.parametrize("kind", occlusion.KINDS)
 def test_an_image_without_a_face_can_be_occluded(kind):
     (image, face), source = noise_and_face(2), noise_and_face(1)

@@ -35,6 +35,34 @@ def test_a_step_agrees_with_the_plain_recipe():
         assert float(ours["discriminator"]) == pytest.approx(discriminator_loss, rel=2e-3)
 
 
+class LinearDiscriminators(torch.nn.Module):
+    """Scores (N, 1, 1, 1) that are linear in the image, so their gradient is known."""
+
+    def __init__(self, slopes):
+        super().__init__()
+        self.slopes = torch.nn.Parameter(slopes)
+
+    def forward(self, a, b):
+        pairs = zip((a, b), self.slopes, strict=True)
+        return [(x * slope).sum((1, 2, 3)).view(-1, 1, 1, 1) for x, slope in pairs]
+
+
+def test_the_gradient_penalty_is_half_the_squared_slope_at_real_images():
+    torch.manual_seed(0)
+    discriminators = LinearDiscriminators(torch.randn(2, 3, 8, 8))
+    images = torch.randn(4, 5, 3, 8, 8)
+    plain, accuracy = cyclegan.discriminator_loss(discriminators, *images)
+    loss, same = cyclegan.discriminator_loss(discriminators, *images, 4.0)
+    expected = 0.5 * 4 * discriminators.slopes.pow(2).sum((1, 2, 3)).mean()
+    torch.testing.assert_close(loss - plain, expected, rtol=1e-3, atol=1e-3)
+    assert accuracy == same
+    (loss - plain).backward()
+    torch.testing.assert_close(
+        discriminators.slopes.grad, 2 * discriminators.slopes.data, rtol=1e-3, atol=1e-3
+    )
+    assert not images.requires_grad, "the images that were given are left alone"
+
+
 def test_the_learning_rate_is_constant_then_falls_to_zero():
     run = new_run(Accelerator(cpu=True), 32, 4, 1, "resize", 8)
     a, rates = torch.zeros(1, 3, 32, 32), []

@@ -300,13 +300,21 @@ def generator_losses(translators, discriminators, a, b, cycle_weight, identity_w
     return losses, out
 
 
-def discriminator_loss(discriminators, a, b, fake_a, fake_b):
+def discriminator_loss(discriminators, a, b, fake_a, fake_b, gradient_penalty=0.0):
     """The mean loss of both discriminators, and the share of their scores that is right."""
+    if gradient_penalty > 0:
+        a, b = (images.detach().requires_grad_() for images in (a, b))
     scores = discriminators(torch.cat([a, fake_a]), torch.cat([b, fake_b]))
     real = torch.stack([score[: len(a)] for score in scores])
     fake = torch.stack([score[len(a) :] for score in scores])
     accuracy = ((real > 0.5).float().mean() + (fake < 0.5).float().mean()) / 2
-    return 0.5 * ((real - 1).pow(2).mean() + fake.pow(2).mean()), accuracy
+    loss = 0.5 * ((real - 1).pow(2).mean() + fake.pow(2).mean())
+    if gradient_penalty > 0:
+        score = real.float().mean((2, 3, 4)).sum()
+        slopes = torch.autograd.grad(score, (a, b), create_graph=True)
+        steepness = torch.stack([slope.pow(2).sum((1, 2, 3)).mean() for slope in slopes])
+        loss = loss + 0.5 * gradient_penalty * steepness.mean()
+    return loss, accuracy
 
 # %% ../4.1_cyclegan.ipynb #cell-44
 def constant_then_linear(progress: float) -> float:
@@ -345,7 +353,9 @@ def update(run: Run, which: int, loss: torch.Tensor) -> None:
     run.schedulers[which].step()
 
 
-def train_step(run: Run, a, b, cycle_weight=10.0, identity_weight=0.5, noise=0.0) -> dict:
+def train_step(
+    run: Run, a, b, cycle_weight=10.0, identity_weight=0.5, noise=0.0, gradient_penalty=0.0
+) -> dict:
     """Updates generators and discriminators once; returns the losses."""
     unwrap, pool = run.accelerator.unwrap_model, run.pools
     run.discriminators.requires_grad_(False)
@@ -355,8 +365,10 @@ def train_step(run: Run, a, b, cycle_weight=10.0, identity_weight=0.5, noise=0.0
     run.average.update_parameters(unwrap(run.translators))
     run.discriminators.requires_grad_(True)
     earlier = pool["a"](out["fake_a"]), pool["b"](out["fake_b"])
-    losses["discriminator"], accuracy = discriminator_loss(run.discriminators, a, b, *earlier)
-    update(run, 1, losses["discriminator"])
+    images = a, b, *earlier
+    loss, accuracy = discriminator_loss(run.discriminators, *images, gradient_penalty)
+    update(run, 1, loss)
+    losses["discriminator"] = loss
     losses["discriminator_accuracy"] = accuracy
     return {name: loss.detach() for name, loss in losses.items()}
 
