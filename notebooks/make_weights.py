@@ -206,7 +206,7 @@ def main() -> None:
             first = {ENCODER[stage]: options.encoder_weights} if stage in ENCODER else {}
             if stage == "3.4" and options.occluders:
                 first["occluders"] = Path(options.occluders).resolve()
-                first["lend_occluders"] = "all"
+                first["occluder_sources"] = "all"
             run([stage], same | first)
     folders = helpers.open_dataset("celeba", options.data, options.output)
     if "4.2" in stages:

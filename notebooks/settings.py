@@ -169,7 +169,7 @@ RULES = {
     "3.4": TRAINING
     | dict(
         occluders=Choice(("",), files=True),
-        lend_occluders=Choice(("none", "even", "odd", "all")),
+        occluder_sources=Choice(("none", "even", "odd", "all")),
         encoder_weights=WEIGHTS,
         size=Whole(32, step=32, why=HALVED),
         final_epochs=Whole(),

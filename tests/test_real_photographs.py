@@ -46,7 +46,7 @@ def test_selected_photographs_are_cropped(tmp_path):
     assert len(rejected) < 10
 
 
-def test_occluded_faces_are_tested_or_lend_what_covers_them(tmp_path):
+def test_occluded_faces_are_tested_or_source_images(tmp_path):
     """Twenty photographs of CelebAMask-HQ, five of them occluded, and four from the web."""
     source, folder = Path(DATA) / "CelebAMask-HQ", tmp_path / "data/CelebAMask-HQ"
     images, masks = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
@@ -66,12 +66,12 @@ def test_occluded_faces_are_tested_or_lend_what_covers_them(tmp_path):
         (tmp_path / "own" / path.name).symlink_to(path)
     settings = small("3.1", "3.4") | {"own_photographs": tmp_path / "own"}
     settings |= {"data": tmp_path / "data", "val_count": 3, "test_count": 5}
-    settings |= {"occluders": ROOT / "benchmarks/occluders.json", "lend_occluders": "even"}
+    settings |= {"occluders": ROOT / "benchmarks/occluders.json", "occluder_sources": "even"}
     run_stages(tmp_path, "3.1", "3.4", dataset="celeba", **settings)
     scores = pd.read_csv(tmp_path / "csv/celeba/occlusion_scores.csv")
     sets = {"clean", "occluded", "drawn occluders", "microphone"}
     assert set(scores["test_set"]) == sets
     tested = scores.query("test_set == 'occluded'")
-    assert (tested["count"] == 2).all(), "three of the five are lent to training"
+    assert (tested["count"] == 2).all(), "three of the five are source images"
     assert (scores[["dice", "iou"]].stack() <= 1).all()
     assert len(list((tmp_path / "runs/celeba/face_masks").glob("*.png"))) == 4

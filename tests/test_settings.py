@@ -80,7 +80,7 @@ REFUSED = [
     ("2.2", {"start": "pretrained", "backbone": "resnet18"}, 'needs backbone="mobilenet_v2"'),
     ("2.1", {"backbone": "resnet50"}, "'resnet18' or 'mobilenet_v2'"),
     ("3.4", {"occluders": "nowhere.json"}, "the path of a file"),
-    ("3.4", {"lend_occluders": "some"}, "choose 'none', 'even', 'odd' or 'all'"),
+    ("3.4", {"occluder_sources": "some"}, "choose 'none', 'even', 'odd' or 'all'"),
     ("4.1", {"gradient_penalty": -1.0}, "gradient_penalty"),
     ("2.1", {"short_epochs": 0}, "from 1 up"),
     ("2.2", {"margin": 3.0}, "at most 1.5"),
