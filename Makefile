@@ -78,8 +78,10 @@ new_enough:
 run: $(READY)  ## the whole series on the embedded sample, or on DATASET=celeba DATA=...
 	@$(RUN) all
 
+# Several stages are one run, so that two of them can go at once.
+ASKED := $(filter $(STAGES),$(MAKECMDGOALS))
 $(STAGES): $(READY)
-	@$(RUN) $@
+	@$(if $(filter $@,$(firstword $(ASKED))),$(RUN) $(ASKED),:)
 
 outputs: $(READY)  ## run on the sample with profiles/outputs.yaml, then refresh the committed notebooks
 	@$(PYTHON) notebooks/run.py all --profile outputs --set OUTPUT=runs/outputs

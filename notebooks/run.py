@@ -481,7 +481,7 @@ def main() -> None:
         except ValueError as error:
             sys.exit(str(error))
     lock = claim(series.folder)
-    jobs = options.jobs or (jobs_here() if "all" in options.stages else 1)
+    jobs = options.jobs or (jobs_here() if len(asked) > 1 else 1)
     if jobs > 1:
         in_parallel(series, order, asked, jobs)
     else:

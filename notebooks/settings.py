@@ -160,7 +160,7 @@ RULES = {
     "3.3": TRAINING
     | dict(
         backbone=Choice(("resnet50", "mobilenet_v2")),
-        start=START,
+        start=Choice(START.names, files=True),
         size=Whole(32, step=8, why=", since the backbone halves an image three times"),
         first_epochs=Whole(),
         gamma=Number(included=True),
@@ -238,15 +238,16 @@ def check_settings(stage: str, values: Mapping[str, object]) -> None:
 
 
 def check_start(stage: str, values: Mapping[str, object]) -> None:
-    """Weights that come with the project fit one shape of network."""
-    if values.get("start") != "pretrained":
-        return
-    shape = {"stacks": 2, "channels": 96, "stride": 4}
-    if stage == "1.4" and any(values.get(name, of) != of for name, of in shape.items()):
+    """Weights that come with the project, and files of weights in 3.3, fit one network."""
+    start = values.get("start", "scratch")
+    ours, is_file = start == "pretrained", start not in START.names
+    shape = {"stacks": 2, "channels": 96, "stride": 4} if stage == "1.4" else {}
+    if ours and any(values.get(name, of) != of for name, of in shape.items()):
         needed = "stacks=2, channels=96 and stride=4"
         raise ValueError(f'start="pretrained" needs {needed}, as those weights have.')
-    if values.get("backbone", "mobilenet_v2") != "mobilenet_v2":
-        raise ValueError('start="pretrained" needs backbone="mobilenet_v2".')
+    small = values.get("backbone", "mobilenet_v2") == "mobilenet_v2"
+    if not small and (ours or (is_file and stage == "3.3")):
+        raise ValueError(f'start="{start}" needs backbone="mobilenet_v2".')
 
 
 def check_networks(stage: str, values: Mapping[str, object]) -> None:

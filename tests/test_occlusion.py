@@ -74,15 +74,21 @@ def test_deeplab_is_saved_and_loaded_with_its_classes(tmp_path, backbone):
         helpers.load_model(focal.DeepLab.from_pretrained, tmp_path / "nothing", "3.3")
 
 
-def test_backbones_start_where_they_can():
+def test_backbones_start_where_they_can(tmp_path):
     network = focal.DeepLab(3, "mobilenet_v2")
     focal.load_start(network, "pretrained")
     ours = helpers.given_state("parts", "encoder")
     for name, value in network.network.encoder.named_parameters():
         assert torch.equal(value, ours[name]), name
-    for backbone, start in (("resnet50", "pretrained"), ("mobilenet_v2", "nothing")):
-        with pytest.raises(ValueError, match=f"start is '{start}'"):
-            focal.load_start(focal.DeepLab(3, backbone), start)
+    first = network.network.encoder.features[0][0].weight
+    first.data.zero_()
+    torch.save(ours, tmp_path / "encoder.pth")
+    focal.load_start(network, tmp_path / "encoder.pth")
+    assert torch.equal(first, ours["features.0.0.weight"])
+    with pytest.raises(ValueError, match="start is 'pretrained', which needs mobilenet_v2"):
+        focal.load_start(focal.DeepLab(3, "resnet50"), "pretrained")
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        focal.load_start(focal.DeepLab(3, "mobilenet_v2"), "nothing")
     with pytest.raises(ValueError, match="backbone is 'vgg'"):
         focal.DeepLab(3, "vgg")
 

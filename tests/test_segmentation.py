@@ -1,5 +1,6 @@
 """3.2: labels follow the mirror, metrics agree with others, interrupted training goes on."""
 
+import copy
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from conftest import copy_series, run_stages, small
 from PIL import Image
@@ -367,3 +369,28 @@ def test_a_split_without_test_photographs_is_refused():
     )
     with pytest.raises(ValueError, match="no photographs left for val and test"):
         segmentation.split_rows(split, without=["2", "3"])
+
+
+def test_dilated_depthwise_convolutions_have_right_gradients():
+    """In bfloat16, 32 x 32 cells: not so for nn.Conv2d of PyTorch 2.14 on some processors."""
+    network = segmentation.build("DeepLabV3Plus", "mobilenet_v2", 3)
+    dilated = [
+        layer
+        for layer in network.modules()
+        if isinstance(layer, torch.nn.Conv2d) and layer.groups > 1 and layer.dilation != (1, 1)
+    ]
+    assert dilated
+    plain = smp.create_model("DeepLabV3Plus", "mobilenet_v2", None, classes=3)
+    assert plain.state_dict().keys() == network.state_dict().keys()
+    torch.manual_seed(0)
+    for layer in (dilated[0], copy.deepcopy(dilated[-1])):
+        images = torch.randn(2, layer.in_channels, 32, 32)
+        images = images.contiguous(memory_format=torch.channels_last).bfloat16()
+        slopes = torch.randn_like(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(images).backward(slopes)
+        settings = dict(padding=layer.padding, dilation=layer.dilation, groups=layer.groups)
+        shape, slopes = layer.weight.shape, slopes.float()
+        expected = torch.nn.grad.conv2d_weight(images.float(), shape, slopes, **settings)
+        error = (layer.weight.grad - expected).abs().max() / expected.abs().max()
+        assert error < 0.02

@@ -104,6 +104,8 @@ REFUSED = [
     *[("3.3", {"size": v}, "multiple of 8 from 32") for v in (0, -256, 24, 100)],
     ("3.3", {"backbone": "resnet18"}, "'resnet50' or 'mobilenet_v2'"),
     ("3.3", {"start": "pretrained"}, 'needs backbone="mobilenet_v2"'),
+    ("3.3", {"start": __file__}, 'needs backbone="mobilenet_v2"'),
+    ("3.3", {"start": "nothing"}, "or the path of a file"),
     ("3.3", {"beta": 1.0}, "from 0, at most"),
     ("3.3", {"first_epochs": 0}, "from 1 up"),
     *[("3.4", {"size": v}, "multiple of 32 from 32") for v in (0, -256, 16, 250)],

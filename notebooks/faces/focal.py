@@ -29,7 +29,8 @@ class DeepLab(nn.Module, PyTorchModelHubMixin):
             deeplab = torchvision.models.segmentation.deeplabv3_resnet50
             self.network = deeplab(weights=None, weights_backbone=None, num_classes=classes)
         elif backbone == "mobilenet_v2":
-            self.network = smp.DeepLabV3(backbone, encoder_weights=None, classes=classes)
+            network = smp.DeepLabV3(backbone, encoder_weights=None, classes=classes)
+            self.network = segmentation.with_right_gradients(network)
         else:
             raise ValueError(f"backbone is {backbone!r}: choose resnet50 or mobilenet_v2.")
 
@@ -47,13 +48,12 @@ class DeepLab(nn.Module, PyTorchModelHubMixin):
 def load_start(network: DeepLab, start: str) -> None:
     """Loads the first weights of the backbone; leaves it as it is where there are none.
 
-    `start`: "scratch", "imagenet", or for MobileNetV2 also "pretrained": the encoder of 3.2
-    that comes with the project.
+    `start`: "scratch", "imagenet", or for MobileNetV2 also "pretrained" (the encoder of 3.2
+    that comes with the project) or a file of its weights.
     """
     is_small = isinstance(network.network, smp.DeepLabV3)
-    if start not in ("scratch", "imagenet") and not (start == "pretrained" and is_small):
-        choices = "scratch or imagenet, with MobileNetV2 also pretrained"
-        raise ValueError(f"start is {start!r}: choose {choices}.")
+    if not is_small and start not in ("scratch", "imagenet"):
+        raise ValueError(f"start is {start!r}, which needs mobilenet_v2: choose imagenet.")
     if is_small and start != "scratch":
         trained = segmentation.build("DeepLabV3", "mobilenet_v2", 1, start)
         network.network.encoder.load_state_dict(trained.encoder.state_dict())

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MIRRORED_PARTS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'STATE_EVERY', 'cached_label_maps', 'part_cache', 'split_rows',
            'PartDataset', 'mirrored_part', 'MirrorParts', 'part_augmentation', 'normalise', 'as_pictures', 'augment',
-           'read_state', 'build', 'load', 'f1_scores', 'summarise', 'probabilities', 'confusions', 'train_epoch',
-           'one_cycle', 'prepare_training', 'update_statistics', 'save_state', 'fit_epochs', 'fit', 'repeat_factors',
-           'CopyPaste']
+           'read_state', 'DilatedDepthwise', 'with_right_gradients', 'build', 'load', 'f1_scores', 'summarise',
+           'probabilities', 'confusions', 'train_epoch', 'one_cycle', 'prepare_training', 'update_statistics',
+           'save_state', 'fit_epochs', 'fit', 'repeat_factors', 'CopyPaste']
 
 # %% ../3.2_segmentation_architectures.ipynb #cell-3
 import json
@@ -187,6 +187,24 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         kind = type(error).__name__
         raise ValueError(f"{helpers.display_path(path)} holds no weights ({kind}).") from error
 
+# %% ../3.2_segmentation_architectures.ipynb #bf16code
+class DilatedDepthwise(nn.Conv2d):
+    """A dilated depthwise convolution: in float32 on a CPU, as usual elsewhere."""
+
+    def forward(self, images):
+        if images.device.type != "cpu":
+            return super().forward(images)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(images.float())
+
+
+def with_right_gradients(network: nn.Module) -> nn.Module:
+    """The same network and weights, its dilated depthwise convolutions as above."""
+    for layer in network.modules():
+        if type(layer) is nn.Conv2d and layer.groups > 1 and max(layer.dilation) > 1:
+            layer.__class__ = DilatedDepthwise
+    return network
+
 # %% ../3.2_segmentation_architectures.ipynb #87fc5882
 def build(architecture: str, encoder: str, classes: int, encoder_weights=""):
     """A network: images (N, 3, S, S), S a multiple of 32 -> logits (N, classes, S, S).
@@ -215,7 +233,7 @@ def build(architecture: str, encoder: str, classes: int, encoder_weights=""):
             network.encoder.load_state_dict(own | {name: state[name] for name in names})
         else:
             print(f"{Path(encoder_weights).name} does not fit: {scratch}.")
-    return network
+    return with_right_gradients(network)
 
 # %% ../3.2_segmentation_architectures.ipynb #load0001
 def load(folder: str | Path, maker: str = "3.2") -> tuple[nn.Module, int]:
