@@ -460,6 +460,21 @@ def test_make_says_that_python_is_old_and_takes_a_newer_one(copied_makefile):
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
+def test_several_stages_are_one_run(copied_makefile):
+    folder = copied_makefile
+    for name in ("3.1_one.ipynb", "3.2_two.ipynb"):
+        (folder / "notebooks" / name).touch()
+    fake_python(folder / "bin" / "python", "3.12.1")
+    python = f"PYTHON={folder / 'bin' / 'python'}"
+    for stages in (("3.1",), ("3.2", "3.1"), ("1.4", "3.1", "3.2")):
+        (folder / "calls").unlink(missing_ok=True)
+        assert make(folder, *stages, python).returncode == 0
+        calls = (folder / "calls").read_text().splitlines()
+        runs = [call for call in calls if "notebooks/run.py" in call]
+        assert [set(call.partition(" -- ")[2].split()) for call in runs] == [set(stages)]
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
 def test_colab_needs_its_python(copied_makefile):
     fake_python(copied_makefile / "bin" / "python3.13", "3.10.13")
     for more in ((), ("COLAB_PYTHON=no-such-python",)):
