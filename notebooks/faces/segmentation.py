@@ -187,7 +187,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         kind = type(error).__name__
         raise ValueError(f"{helpers.display_path(path)} holds no weights ({kind}).") from error
 
-# %% ../3.2_segmentation_architectures.ipynb #bf16code
+
 class DilatedDepthwise(nn.Conv2d):
     """A dilated depthwise convolution: in float32 on a CPU, as usual elsewhere."""
 
