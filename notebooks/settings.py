@@ -102,6 +102,7 @@ TRANSLATION = TRAINING | dict(
     identity_weight=Number(included=True),
     noise=Number(included=True),
     gradient_penalty=Number(included=True),
+    discriminator_features=Choice(("", "imagenet", "pretrained"), files=True),
     classifier_steps=Whole(),
     pool_size=Whole(0),
 )

@@ -119,6 +119,7 @@ REFUSED = [
     ],
     *[(s, {"upsampling": "nearest"}, "choose 'resize'") for s in ("4.1", "4.2")],
     *[(s, {"features": "vgg.pth"}, "the path of a file") for s in ("4.1", "4.2")],
+    *[(s, {"discriminator_features": "vgg"}, "choose ''") for s in ("4.1", "4.2")],
     *[(s, {"classifier_steps": 0}, "from 1 up") for s in ("4.1", "4.2")],
     *[(s, {"cycle_weight": 0}, "above 0") for s in ("4.1", "4.2")],
     *[(s, {"pool_size": -1}, "from 0 up") for s in ("4.1", "4.2")],

@@ -102,6 +102,46 @@ def test_augmentation_of_discriminators_is_random_and_passes_gradients():
     assert augmented.shape == (3, 32, 32) and augmented.min() >= 0 and augmented.max() <= 1
 
 
+def test_a_frozen_network_judges_too_and_only_its_heads_learn():
+    """Its weights stay, the generators' losses reach them, the penalty leaves them alone."""
+    torch.manual_seed(0)
+    judges = cyclegan.Discriminators(4, None, "pretrained")
+    run = cyclegan.Run(Accelerator(cpu=True), (cyclegan.Translators(4, 1), judges), 32, 8)
+    before = copy_of(judges).state_dict()
+    a, b = torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    score, _ = judges(a, b)
+    assert score.shape == (2, 4, 2, 2), "PatchGAN's map and three more"
+    losses, out = cyclegan.generator_losses(run.translators, judges, a, b, 10.0, 0.5)
+    plain = (judges(*(out[f"fake_{x}"] for x in "ab"))[0][:, :1] - 1).pow(2).mean()
+    assert losses["adversarial"] > plain
+    cyclegan.train_step(run, a, b, gradient_penalty=10.0)
+    moved = {
+        name for name, value in judges.state_dict().items() if not value.equal(before[name])
+    }
+    assert moved, "the heads and the PatchGANs"
+    assert not any(".stages." in name for name in moved)
+    assert any(".heads." in name for name in moved)
+    assert all(p.requires_grad != (".stages." in name) for name, p in judges.named_parameters())
+    judges.train()
+    assert not any(
+        stage.training for judge in judges.further.values() for stage in judge.stages
+    )
+
+
+def test_what_the_discriminators_see_too_must_be_there(tmp_path, monkeypatch):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match=r"foreign\.pth is not a file of torchvision's sq"):
+        cyclegan.frozen_stages(tmp_path / "foreign.pth")
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(ValueError, match="set discriminator_features to 'pretrained'"):
+        cyclegan.frozen_stages("imagenet")
+
+
 def test_pool_keeps_earlier_images_and_is_part_of_the_state():
     def through(pool, numbers):
         batches = (torch.full((1, 3, 1, 1), float(number)) for number in numbers)
@@ -119,7 +159,7 @@ def test_pool_keeps_earlier_images_and_is_part_of_the_state():
     assert first == through(other, range(100, 109))
 
 
-def small_run(tmp_path, kids, chooses=True):
+def small_run(tmp_path, kids, chooses=True, features=""):
     """A run of four epochs whose evaluator gives `kids` in turn; what it was shown."""
     split = DataLoaderConfiguration(split_batches=True)
     accelerator = Accelerator(cpu=True, dataloader_config=split)
@@ -129,7 +169,7 @@ def small_run(tmp_path, kids, chooses=True):
     loader = cyclegan.unpaired_loader(*sets, 1)
     torch.manual_seed(0)
     view = cyclegan.discriminator_augmentation(32)
-    networks = cyclegan.Translators(4, 1), cyclegan.Discriminators(4, view)
+    networks = cyclegan.Translators(4, 1), cyclegan.Discriminators(4, view, features)
     run = cyclegan.Run(accelerator, networks, 32, 4 * len(loader), pool_size=4)
     checkpoint = helpers.Checkpoint(accelerator, tmp_path / "checkpoint", {}, run.kept)
     shown, kid = [], iter(kids)
@@ -161,18 +201,19 @@ def test_each_generator_is_kept_at_its_lowest_kid(tmp_path):
         assert torch.equal(value, run.best.state_dict()[name]), "part of the state"
 
 
-def test_a_stopped_run_resumes_to_the_same_weights(tmp_path):
-    run, _, train = small_run(tmp_path / "whole", [4.0, 3.0, 2.0, 1.0])
+@pytest.mark.parametrize("features", ["", "pretrained"])
+def test_a_stopped_run_resumes_to_the_same_weights(tmp_path, features):
+    run, _, train = small_run(tmp_path / "whole", [4.0, 3.0, 2.0, 1.0], features=features)
     history = train()
 
     def stop(after):
         yield from (4.0, 3.0)[:after]
         raise KeyboardInterrupt
 
-    _, _, broken = small_run(tmp_path / "stopped", stop(2))
+    _, _, broken = small_run(tmp_path / "stopped", stop(2), features=features)
     with pytest.raises((KeyboardInterrupt, RuntimeError)):
         broken()
-    resumed, _, resume = small_run(tmp_path / "stopped", [2.0, 1.0])
+    resumed, _, resume = small_run(tmp_path / "stopped", [2.0, 1.0], features=features)
     torch.manual_seed(123)  # the state that is loaded has random numbers of its own
     again = resume()
     columns = [name for name in history if name != "seconds"]
