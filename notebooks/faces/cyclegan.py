@@ -485,7 +485,7 @@ def mobilenet_features(path: str | Path) -> nn.Sequential:
     average = nn.AdaptiveAvgPool2d(1), nn.Flatten()
     return nn.Sequential(v2.Resize((128, 128)), IMAGENET, layers, *average)
 
-# %% ../4.1_cyclegan.ipynb #cell-57
+
 def feature_network(choice: str, classifier: nn.Sequential, device) -> tuple[str, nn.Module]:
     """Name and network of "inception", "pretrained", "classifier" or MobileNetV2's file."""
     if choice not in ("inception", "classifier"):
