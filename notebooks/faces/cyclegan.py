@@ -320,8 +320,8 @@ class Discriminators(nn.Module):
         self.a, self.b = Discriminator(channels), Discriminator(channels)
         self.augmentation = augmentation
         self.apply(initialise)
-        judges = {x: FeatureDiscriminator(features) for x in "ab" if features}
-        self.further = nn.ModuleDict(judges)
+        more = {x: FeatureDiscriminator(features) for x in "ab" if features}
+        self.further = nn.ModuleDict(more)
 
     def augmented(self, images):
         return torch.stack([self.augmentation(image) for image in (images + 1) / 2]) * 2 - 1
@@ -415,7 +415,7 @@ class Run:
         prepared = accelerator.prepare(*networks, *optimizers, *schedulers)
         self.accelerator, self.size = accelerator, size
         self.translators, self.discriminators = prepared[:2]
-        self.judges = nn.ParameterList(learned[1])
+        self.learned = nn.ParameterList(learned[1])  # by the discriminators
         self.optimizers, self.schedulers = prepared[2:4], prepared[4:]
         network, decay = accelerator.unwrap_model(prepared[0]), 1 - 20 / max(40, steps)
         self.average = helpers.moving_average(network, min(0.999, decay))
@@ -438,12 +438,12 @@ def train_step(
 ) -> dict:
     """Updates generators and discriminators once; returns the losses."""
     unwrap, pool = run.accelerator.unwrap_model, run.pools
-    run.judges.requires_grad_(False)
+    run.learned.requires_grad_(False)
     networks = run.translators, unwrap(run.discriminators)
     losses, out = generator_losses(*networks, a, b, cycle_weight, identity_weight, noise)
     update(run, 0, sum(losses.values()))
     run.average.update_parameters(unwrap(run.translators))
-    run.judges.requires_grad_(True)
+    run.learned.requires_grad_(True)
     earlier = pool["a"](out["fake_a"]), pool["b"](out["fake_b"])
     images = a, b, *earlier
     loss, accuracy = discriminator_loss(run.discriminators, *images, gradient_penalty)
