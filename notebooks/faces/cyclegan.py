@@ -214,7 +214,7 @@ class Discriminator(nn.Sequential):
 
 # %% ../4.1_cyclegan.ipynb #eyes0002
 def load_features(name: str, state: dict, source: str | Path) -> nn.Sequential:
-    """The convolutions of torchvision's network `name` with the weights in `state`."""
+    """torchvision's convolutions `name` with weights; ValueError, with `source`, if unfit."""
     layers = getattr(torchvision.models, name)().features
     try:
         layers.load_state_dict({key: state[f"features.{key}"] for key in layers.state_dict()})
@@ -246,7 +246,10 @@ IMAGENET = v2.Normalize((-0.03, -0.088, -0.188), (0.458, 0.448, 0.45))  # for -1
 
 
 class FeatureDiscriminator(nn.Module):
-    """Images (N, 3, S, S) -> scores (N, 3, G, G): a map for each stage of a frozen network."""
+    """Images (N, 3, S, S) -> scores (N, 3, G, G): a map for each stage of a frozen network.
+
+    Images below 96 px are enlarged to it. Projected GANs, arXiv 2111.01007, section 3.
+    """
 
     def __init__(self, choice: str | Path) -> None:
         super().__init__()
