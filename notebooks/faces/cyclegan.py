@@ -7,8 +7,8 @@ __all__ = ['IMAGENET', 'at_least', 'split_folder', 'image_sets', 'middle_squares
            'unpaired_loader', 'to_tensor', 'to_images', 'augment', 'seeded', 'InstanceNorm', 'convolution',
            'ResidualBlock', 'enlarge', 'Generator', 'Discriminator', 'load_features', 'frozen_stages',
            'FeatureDiscriminator', 'initialise', 'Translators', 'discriminator_augmentation', 'Discriminators',
-           'ImagePool', 'distance', 'generator_losses', 'discriminator_loss', 'constant_then_linear', 'Run', 'update',
-           'train_step', 'train_classifier', 'mobilenet_features', 'feature_network', 'predict', 'distances',
+           'ImagePool', 'squared_error', 'generator_losses', 'discriminator_loss', 'constant_then_linear', 'Run',
+           'update', 'train_step', 'train_classifier', 'mobilenet_features', 'feature_network', 'predict', 'distances',
            'Evaluator', 'means', 'evaluate', 'train', 'report', 'show_best_to_worst']
 
 # %% ../4.1_cyclegan.ipynb #cell-3
@@ -214,7 +214,7 @@ class Discriminator(nn.Sequential):
 
 # %% ../4.1_cyclegan.ipynb #eyes0002
 def load_features(name: str, state: dict, source: str | Path) -> nn.Sequential:
-    """torchvision's convolutions `name` with weights; ValueError, with `source`, if unfit."""
+    """torchvision's `name`, its convolutions alone; ValueError if `state` does not fit."""
     layers = getattr(torchvision.models, name)().features
     try:
         layers.load_state_dict({key: state[f"features.{key}"] for key in layers.state_dict()})
@@ -313,9 +313,9 @@ def discriminator_augmentation(size: int) -> v2.Transform:
 
 
 class Discriminators(nn.Module):
-    """For images of A, real or not, and of B: scores (N, 1, G, G), PatchGAN's.
+    """One for each set: images of A, and images of B -> two maps of scores (N, 1, G, G).
 
-    With `features`, see `frozen_stages`, (N, 4, G, G): three more maps.
+    With `features` (see `frozen_stages`) the scores are (N, 4, G, G): three more maps.
     """
 
     def __init__(self, channels=64, augmentation=None, features: str | Path = "") -> None:
@@ -361,7 +361,7 @@ class ImagePool(nn.Module):
         return torch.stack(chosen)
 
 # %% ../4.1_cyclegan.ipynb #cell-42
-def distance(scores, goal: float) -> torch.Tensor:
+def squared_error(scores, goal: float) -> torch.Tensor:
     """Mean square of scores (N, K, G, G) minus `goal`: of the first map plus of the others."""
     errors = (scores - goal).pow(2)
     further = errors[:, 1:].mean() if scores.shape[1] > 1 else 0.0
@@ -373,14 +373,14 @@ def generator_losses(translators, discriminators, a, b, cycle_weight, identity_w
     out = translators(a, b, identity_weight > 0, noise)
     score_a, score_b = discriminators(out["fake_a"], out["fake_b"])
     cycle = F.l1_loss(out["cycle_a"], a) + F.l1_loss(out["cycle_b"], b)
-    losses = {"adversarial": distance(score_a, 1) + distance(score_b, 1)}
+    losses = {"adversarial": squared_error(score_a, 1) + squared_error(score_b, 1)}
     losses["cycle"] = cycle_weight * cycle
     if identity_weight > 0:
         identity = F.l1_loss(out["identity_a"], a) + F.l1_loss(out["identity_b"], b)
         losses["identity"] = cycle_weight * identity_weight * identity
     return losses, out
 
-# %% ../4.1_cyclegan.ipynb #judgeloss1
+# %% ../4.1_cyclegan.ipynb #gan-loss02
 def discriminator_loss(discriminators, a, b, fake_a, fake_b, gradient_penalty=0.0):
     """The mean loss of both discriminators, and the share of their scores that is right."""
     if gradient_penalty > 0:
@@ -389,7 +389,7 @@ def discriminator_loss(discriminators, a, b, fake_a, fake_b, gradient_penalty=0.
     real = torch.cat([score[: len(a)] for score in scores])
     fake = torch.cat([score[len(a) :] for score in scores])
     accuracy = ((real > 0.5).float().mean() + (fake < 0.5).float().mean()) / 2
-    loss = 0.5 * (distance(real, 1) + distance(fake, 0))
+    loss = 0.5 * (squared_error(real, 1) + squared_error(fake, 0))
     if gradient_penalty > 0:
         score = real[:, 0].float().mean((1, 2)).sum()  # of the PatchGAN
         slopes = torch.autograd.grad(score, (a, b), create_graph=True)
