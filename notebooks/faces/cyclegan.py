@@ -193,11 +193,8 @@ class Generator(nn.Sequential):
             nn.Conv2d(c, 3, 7, 1, 3, padding_mode="reflect"),
         )
 
-    def forward(self, images, large=None):
-        """`large`: the same images with more pixels; these are changed (only if residual)."""
-        change, images = super().forward(images), images if large is None else large
-        if large is not None:
-            change = F.interpolate(change, large.shape[2:], mode="bicubic")
+    def forward(self, images):
+        change = super().forward(images)
         return (change + images.clamp(-0.97, 0.97).atanh() * self.residual).tanh()
 
 # %% ../4.1_cyclegan.ipynb #cell-29
