@@ -214,10 +214,10 @@ def paste_occluder(image, face, photograph, covers, its_face, rng):
         flip = lambda array: np.ascontiguousarray(array[:, ::-1])  # noqa: E731
         photograph, covers, its_face = map(flip, (photograph, covers, its_face))
     ours, theirs = (np.argwhere(mask)[:, ::-1].mean(0) for mask in (face, its_face))
-    seen = its_face.sum() / face.sum()  # of a face that is all covered the size is unknown
-    zoom = np.clip(1 / np.sqrt(seen), 0.6, 1.6) if seen > 0.3 else 1.0
-    turn, zoom = rng.uniform(-25, 25), zoom * rng.uniform(0.75, 1.3)
-    matrix = cv2.getRotationMatrix2D(tuple(map(float, theirs)), turn, zoom)
+    area_ratio = its_face.sum() / face.sum()  # says nothing where hardly any face is visible
+    zoom = np.clip(1 / np.sqrt(area_ratio), 0.6, 1.6) if area_ratio > 0.3 else 1.0
+    angle, zoom = rng.uniform(-25, 25), zoom * rng.uniform(0.75, 1.3)
+    matrix = cv2.getRotationMatrix2D(tuple(map(float, theirs)), angle, zoom)
     matrix[:, 2] += ours - theirs + rng.normal(0, 0.08 * len(face), 2)
     warp = dict(M=matrix, dsize=face.shape[::-1])
     shape = cv2.warpAffine(covers, **warp)
