@@ -233,9 +233,9 @@ def test_a_crowd_goes_through_in_portions(monkeypatch):
 def test_a_file_that_is_no_photograph_is_one_sentence(tmp_path):
     (tmp_path / "notes.jpg").write_text("not a photograph")
     with pytest.raises(helpers.PhotographError, match=r"notes\.jpg: cannot be decoded"):
-        pipeline.photograph_from(tmp_path / "notes.jpg")
+        pipeline.open_result(tmp_path / "notes.jpg")
     with pytest.raises(helpers.PhotographError, match="works in Colab only"):
-        pipeline.photograph_from("webcam")
+        pipeline.open_result("webcam")
 
 
 def test_colab_gives_a_file_or_a_picture(tmp_path, monkeypatch):
@@ -250,11 +250,11 @@ def test_colab_gives_a_file_or_a_picture(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "google", SimpleNamespace(colab=colab))
     monkeypatch.setitem(sys.modules, "google.colab", colab)
-    assert pipeline.photograph_from("webcam").shape == (30, 40, 3)
+    assert pipeline.open_result("webcam").photograph.shape == (30, 40, 3)
     with pytest.raises(helpers.PhotographError, match="No file was uploaded"):
-        pipeline.photograph_from("upload")
+        pipeline.open_result("upload")
     uploaded["me.png"] = data.getvalue()
-    assert pipeline.photograph_from("upload").shape == (30, 40, 3)
+    assert pipeline.open_result("upload").photograph.shape == (30, 40, 3)
 
 
 def test_twenty_megapixels_are_reduced(tmp_path):
@@ -512,7 +512,8 @@ def test_a_wrong_download_is_refused(address, tmp_path, path, message):
 )
 def test_a_url_that_is_no_photograph_is_one_sentence(address, path, limit, message):
     with pytest.raises(helpers.PhotographError, match=message):
-        pipeline.photograph_from(f"{address}/{path}", limit)
+        content = pipeline.content_of(f"{address}/{path}", limit)
+        pipeline.reading.read_reduced(content, name=pipeline.reading.source_name(path))
 
 
 def test_an_archive_cannot_leave_its_folder(tmp_path):

@@ -341,14 +341,14 @@ def test_a_photograph_of_the_web_is_read(address, name):
 )
 def test_what_the_web_refuses_is_one_sentence(address, path, message):
     with pytest.raises(PhotographError, match=message) as caught:
-        pipeline.photograph_from(f"{address}/{path}")
+        pipeline.open_result(f"{address}/{path}")
     assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/x.jpg", "https://nowhere.invalid/x.jpg"])
 def test_no_network_is_one_sentence(url):
     with pytest.raises(PhotographError, match="check the network and the address"):
-        pipeline.photograph_from(url)
+        pipeline.open_result(url)
 
 
 def write_video(path, rate=25.0, count=30, code="MJPG"):

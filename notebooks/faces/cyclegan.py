@@ -100,7 +100,7 @@ class UnpairedImages(Dataset):
 
 
 def unpaired_loader(a, b, batch_size: int, steps: int = 0, processes: int = 1) -> DataLoader:
-    """Batches of UnpairedImages: each image once, or `steps` random batches."""
+    """Batches of UnpairedImages: each item once, or `steps` random batches."""
     if batch_size % processes:
         raise ValueError(
             f"{processes} processes share each batch: set BATCH_SIZE to {processes}, or to a "
@@ -124,10 +124,10 @@ def to_images(tensor: torch.Tensor) -> np.ndarray:
 
 
 def augment(images: torch.Tensor, size: int) -> torch.Tensor:
-    """(N, S, S, 3) uint8 -> random crops (N, 3, size, size) in -1..1, every second mirrored."""
+    """(N, S, S, 3) uint8 -> random crops (N, 3, size, size) in -1..1, mirrored by chance."""
     crop = v2.Compose([v2.RandomCrop(size), v2.RandomHorizontalFlip()])
-    crops = [crop(image) for image in images.permute(0, 3, 1, 2)]
-    return torch.stack(crops).float() / 127.5 - 1
+    views = [crop(image) for image in images.permute(0, 3, 1, 2)]
+    return torch.stack(views).float() / 127.5 - 1
 
 
 @contextlib.contextmanager

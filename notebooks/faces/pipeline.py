@@ -8,9 +8,9 @@ __all__ = ['RECOGNISERS', 'OPTIONAL', 'SHORT', 'THRESHOLD', 'BOX_CENTRE', 'BOX_S
            'best_device', 'Chain', 'process', 'FacePipeline', 'recogniser_matrix', 'celeba_hq_matrix', 'crop_faces',
            'boxes_of', 'align', 'detector_file', 'yunet', 'points_of', 'embed', 'recognise', 'segment', 'find_parts',
            'find_mask', 'head_of', 'make_portrait', 'run_stage', 'timed', 'panels_of', 'compare_cosines',
-           'compare_on_real', 'two_people', 'from_colab', 'content_of', 'photograph_from', 'is_folder', 'open_result',
-           'try_to_open', 'matches_of', 'zoom_in', 'wide_figure', 'read_person', 'enroll', 'row_of', 'process_folder',
-           'write_result', 'answer', 'main']
+           'compare_on_real', 'two_people', 'from_colab', 'content_of', 'is_folder', 'open_result', 'try_to_open',
+           'matches_of', 'zoom_in', 'wide_figure', 'read_person', 'enroll', 'row_of', 'process_folder', 'write_result',
+           'answer', 'main']
 
 # %% ../5.1_photo_to_everything.ipynb #imports
 import argparse
@@ -534,11 +534,6 @@ def content_of(source: str | Path, limit: int) -> str | Path | bytes:
         return from_colab(source)
     return reading.download(str(source), limit) if reading.is_url(source) else source
 
-
-def photograph_from(source: str | Path, limit: int = 100_000_000) -> np.ndarray:
-    """A photograph (H, W, 3) uint8 from a path, a URL, "upload" or "webcam", as it is."""
-    name = reading.source_name(source)
-    return reading.read_reduced(content_of(source, limit), name=name)[0]
 
 # %% ../5.1_photo_to_everything.ipynb #open-result
 def is_folder(source) -> bool:
