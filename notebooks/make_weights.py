@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from safetensors.torch import load_file, save_file
+from scipy.stats import binomtest
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
@@ -41,15 +42,21 @@ def mean_of(values: pd.Series) -> str:
     return f"{values.mean():.2f} ± {half:.2f}"
 
 
-def by_group(scores: pd.Series, folders: SimpleNamespace) -> list[tuple]:
-    """Rows (images, count, mean) of image_id -> score: of all, and by sex, age and skin."""
+def share_of(values: pd.Series) -> str:
+    """The share of True in %, with Wilson's 95 % interval."""
+    low, high = binomtest(int(values.sum()), len(values)).proportion_ci(method="wilson")
+    return f"{100 * values.mean():.1f} ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def by_group(scores: pd.Series, folders: SimpleNamespace, summary=mean_of) -> list[tuple]:
+    """Rows (images, count, summary) of image_id -> score: of all, and by sex, age and skin."""
     known = helpers.read_manifest("attributes", folders).set_index("image_id")
     known = known.reindex(scores.index)
-    rows = [("all", len(scores), mean_of(scores))]
+    rows = [("all", len(scores), summary(scores))]
     for column, names in GROUPS.items():
         for value, name in zip((1, 0), names, strict=True):
             some = scores[known[column] == value]
-            rows.append((name, len(some), mean_of(some)))
+            rows.append((name, len(some), summary(some)))
     return rows
 
 
@@ -107,8 +114,8 @@ def pair_test(folders: SimpleNamespace) -> tuple[np.ndarray, float]:
 
 def recognition_scores(folders) -> str:
     report = helpers.read_manifest("val_report_arcface_loss", folders).set_index("image_id")
-    rows = by_group(100 * report["is_recognized"], folders)
-    known = table_of(rows, "validation images of", "count", "top-1, %")
+    rows = by_group(report["is_recognized"], folders, share_of)
+    known = table_of(rows, "validation images of", "count", "top-1, % (95 % interval)")
     accuracy, threshold = pair_test(folders)
     mean, deviation = 100 * accuracy.mean(), 100 * accuracy.std(ddof=1)
     return (
@@ -137,7 +144,7 @@ def mask_scores(folders) -> str:
 def portrait_scores(folders) -> str:
     scores = helpers.read_manifest("portrait_scores", folders).query("direction == 'A->B'")
     rows = [(r.images, r.count, f"{r.kid:.3f} ± {r.kid_std:.3f}") for r in scores.itertuples()]
-    return table_of(rows, "images", "count", "KID to portraits")
+    return table_of(rows, "images", "count", f"KID to portraits, {scores['features'].iloc[0]}")
 
 
 SCORES = dict(
