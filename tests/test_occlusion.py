@@ -1,6 +1,7 @@
 """3.3 and 3.4: losses and scores agree with other libraries, any photograph gets a mask."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -150,6 +151,18 @@ def test_what_was_outlined_by_hand_is_cut_out_of_a_mask(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=r"occluders\.json must hold polygons"):
             occlusion.cut_occluders(masks, ["7", "8", "9"], file)
+
+
+def test_a_network_is_tested_on_the_corrected_mask(tmp_path):
+    file, folders = tmp_path / "occluders.json", SimpleNamespace(runs=tmp_path, name="x")
+    file.write_text('{"7": [[[0, 0], [255, 0], [255, 511], [0, 511]]]}')
+    (tmp_path / "label_maps").mkdir()
+    skin = np.full((512, 512), parts.NUMBER["skin"], np.uint8)
+    cv2.imwrite(str(tmp_path / "label_maps/7.png"), skin)
+    assert occlusion.read_face(folders, "7").all()
+    corrected = occlusion.read_face(folders, "7", file)
+    assert corrected.shape == (512, 512) and corrected.dtype == bool
+    assert not corrected[:, :256].any() and corrected[:, 256:].all()
 
 
 def test_what_covers_one_face_covers_another():

@@ -534,7 +534,6 @@ def content_of(source: str | Path, limit: int) -> str | Path | bytes:
         return from_colab(source)
     return reading.download(str(source), limit) if reading.is_url(source) else source
 
-
 # %% ../5.1_photo_to_everything.ipynb #open-result
 def is_folder(source) -> bool:
     """Whether it is the path of a folder."""
