@@ -8,6 +8,7 @@ __all__ = ['ALIGNED_POINTS', 'ATTRIBUTES', 'unpack_parquet', 'list_albums', 'fin
 
 # %% ../0.2_your_own_photographs.ipynb #own03
 import shutil
+import textwrap
 from pathlib import Path
 
 import numpy as np
