@@ -206,6 +206,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(SCORES), help="models to make")
     options = parser.parse_args()
     cards = {name: CARDS["models"][name] for name in options.only}
+    if not options.occluders:
+        cards = {name: card | card.get("without_outlines", {}) for name, card in cards.items()}
     same = {"data": options.data, "output": options.output}
     stages = [card["stage"] for card in cards.values()]
     for stage in stages:
