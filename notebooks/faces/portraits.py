@@ -80,8 +80,13 @@ def in_full_detail(portraits, small, large, radius: int = 2, epsilon: float = 1e
 
     All in 0..1. Windows of 2 * radius + 1 px; see Fast Guided Filter, arXiv 1505.00996.
     """
-    mean = lambda x: F.avg_pool2d(F.pad(x, [radius] * 4, "reflect"), 2 * radius + 1, 1)  # noqa: E731
-    enlarge = lambda x: F.interpolate(x, large.shape[2:], mode="bilinear")  # noqa: E731
+
+    def mean(x):
+        return F.avg_pool2d(F.pad(x, [radius] * 4, "reflect"), 2 * radius + 1, 1)
+
+    def enlarge(x):
+        return F.interpolate(x, large.shape[2:], mode="bilinear")
+
     light, large_light = (rgb_to_grayscale(images) for images in (small, large))
     covariance = mean(light * portraits) - mean(light) * mean(portraits)
     variance, ratio = mean(light**2) - mean(light) ** 2, mean(portraits) / (mean(light) + 0.02)
